@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What is in the weight files of a model, and where every byte lies.
+//
+// One view over MLX and Hugging Face folders (config.json, *.safetensors, an
+// index or none) and GGUF files: tensors under their Hugging Face names
+// ("model.layers.0.self_attn.q_proj"), hyper-parameters under the names of
+// config.json. Only headers are read; weights are read by residency/.
+// Everything here comes from outside: any malformed input is a Status that
+// names file and field or offset, never a check, and costs memory in
+// proportion to the header's real size (a header that claims more bytes than
+// its file has is refused before anything is allocated).
+//
+// Immutable after open; safe to read from any thread.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/json.h"
+#include "base/status.h"
+#include "base/weight_format.h"
+
+namespace mlx_flash {
+
+// Some bytes of one of Checkpoint::files().
+struct FileRange {
+  uint32_t file = 0;
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+};
+
+// A tensor as the file has it. For GGUF block types `format` is the block
+// format and `shape` counts values.
+struct Tensor {
+  std::string name;             // Hugging Face name, with ".weight"
+  std::vector<uint64_t> shape;  // outermost first
+  bool block_format = false;    // a GGUF block type: `format` says which
+  DType dtype = DType::kF32;    // if not block_format
+  WeightFormat format;          // of block types, and of f32, f16, bf16
+  FileRange range;
+};
+
+// A matrix [rows, cols] that a Linear or Embedding multiplies by, its parts
+// resolved: format, and where weights, scales and biases lie.
+struct Matrix {
+  std::string path;  // "model.layers.0.mlp.up_proj"
+  WeightFormat format;
+  uint64_t rows = 0;
+  uint64_t cols = 0;
+  FileRange weight;
+  FileRange scales;  // bytes == 0 where the format has none
+  FileRange biases;
+  uint64_t bytes() const { return weight.bytes + scales.bytes + biases.bytes; }
+};
+
+class Checkpoint {
+ public:
+  // `path`: a folder in Hugging Face or MLX layout, or a .gguf file (of a
+  // split file "-00001-of-000NN.gguf", the first).
+  static Result<Checkpoint> open(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  const std::vector<std::string>& files() const { return files_; }
+  bool is_gguf() const { return is_gguf_; }
+
+  // config.json; for GGUF the same keys made from its metadata (model_type =
+  // general.architecture). Always an object.
+  const Json& config() const { return config_; }
+
+  // All tensors, in file order.
+  const std::vector<Tensor>& tensors() const { return tensors_; }
+  uint64_t weights_bytes() const;  // sum over tensors
+
+  // Null if there is none.
+  const Tensor* find(std::string_view name) const;
+
+  // The matrix at `path` with its quantisation worked out as mlx-lm does it
+  // (per-path entries, else inferred from shapes and the dtype of `scales`).
+  // Fails if a part is missing or does not have the shape [rows, cols] says.
+  Result<Matrix> matrix(const std::string& path,
+                        uint64_t rows,
+                        uint64_t cols) const;
+
+ private:
+  friend class CheckpointBuilder;
+  Checkpoint() = default;
+
+  std::string path_;
+  std::vector<std::string> files_;
+  std::vector<Tensor> tensors_;
+  std::unordered_map<std::string_view, size_t> by_name_;  // into tensors_
+  Json config_;
+  bool is_gguf_ = false;
+};
+
+}  // namespace mlx_flash

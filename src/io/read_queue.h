@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Asynchronous reads from files into memory, most urgent first.
+//
+// The caller owns every ReadRequest and its buffer from submit() until it has
+// come back from wait(): submitting allocates nothing. Short reads are
+// continued, transient errors retried within limits; what comes back is whole
+// or carries a Status with file and offset. A tile that lies in several places
+// is several requests of one group: the caller counts them.
+//
+// Back ends: a pool of preads (read_queue_threads), io_uring
+// (read_queue_uring, Linux), and a simulated device with virtual time, seeded
+// latency and faults (read_queue_sim) that runs in the caller's thread.
+//
+// Thread-safe unless a back end says otherwise.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "base/status.h"
+#include "io/file.h"
+
+namespace mlx_flash {
+
+// Lower is sooner. Within a class requests start in order of submission.
+enum class ReadClass : uint8_t { kNeededNow, kKv, kAhead, kSpeculative };
+inline constexpr size_t kReadClasses = 4;
+
+struct ReadRequest;
+
+// Where a user's finished requests wait for it. One queue serves tiles, KV and
+// embedding rows; each has a channel of its own. Owned by the user, which
+// keeps it alive while requests of it are under way; the queue's own inside.
+struct ReadChannel {
+  ReadRequest* done_head = nullptr;
+  ReadRequest* done_tail = nullptr;
+  uint32_t under_way = 0;
+  bool interrupted = false;
+};
+
+struct ReadRequest {
+  // What to read. REQUIRES: offset, bytes and buffer are multiples of
+  // file->alignment(); bytes may reach past the end of the file by less than
+  // the alignment, `bytes_min` are needed.
+  const File* file = nullptr;
+  uint64_t offset = 0;
+  std::byte* buffer = nullptr;
+  uint32_t bytes = 0;
+  uint32_t bytes_min = 0;
+  ReadClass read_class = ReadClass::kAhead;
+  uint64_t tag = 0;  // the caller's: which tile, which part
+
+  // How it went; valid once returned by wait().
+  Status status;           // kCancelled if cancel() was in time
+  double submit_time = 0;  // seconds, of the queue's clock
+  double finish_time = 0;
+
+  // The queue's own.
+  ReadChannel* channel = nullptr;
+  ReadRequest* next = nullptr;
+  uint32_t done_bytes = 0;
+  uint8_t attempts = 0;
+  uint8_t state = 0;
+};
+
+class ReadQueue {
+ public:
+  struct Stats {
+    uint64_t reads = 0;  // completed requests
+    uint64_t bytes = 0;  // their bytes
+    uint64_t retries = 0;
+    double busy_seconds = 0;  // time with at least one read under way
+  };
+
+  virtual ~ReadQueue() = default;
+
+  virtual void submit(ReadChannel& channel, ReadRequest& request) = 0;
+
+  // Raises the class of a request that has not started yet.
+  virtual void promote(ReadRequest& request, ReadClass read_class) = 0;
+
+  // Asks for a request back. It still comes from wait(), with kCancelled if it
+  // had not started, otherwise as it went.
+  virtual void cancel(ReadRequest& request) = 0;
+
+  // Moves finished requests of the channel to `done` and returns how many.
+  // With `block`, waits until there is one; returns 0 then only if none is
+  // under way or interrupt() was called.
+  virtual size_t wait(ReadChannel& channel,
+                      std::span<ReadRequest*> done,
+                      bool block) = 0;
+
+  // Wakes one blocked or coming wait() of the channel.
+  virtual void interrupt(ReadChannel& channel) = 0;
+
+  virtual Stats stats() const = 0;
+  virtual double now() const = 0;  // the queue's clock, seconds
+};
+
+struct ReadQueueOptions {
+  int depth = 8;  // reads under way at once, at most
+};
+
+std::unique_ptr<ReadQueue> make_thread_read_queue(const ReadQueueOptions&);
+
+}  // namespace mlx_flash

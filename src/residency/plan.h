@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Decides, before anything runs, how the budget is spent: which tiles stay in
+// memory, how large the ring for the streamed ones is, how many prompt tokens
+// share one pass, how long the context may grow. A pure function of what the
+// model declares, what the machine offers and what the user asks; the same
+// inputs give the same plan, and `plan` prints it without running anything.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "residency/schedule.h"
+
+namespace mlx_flash {
+
+// What the model needs besides matrices, from its own shapes.
+struct ModelCosts {
+  uint64_t small_tensor_bytes = 0;  // norms, biases: always resident
+  uint64_t kv_bytes_per_token = 0;  // all layers
+  uint64_t kv_block_tokens = 64;    // KV memory is taken in blocks of these
+  // Memory of activations for a forward of T rows, want_logits for L of them:
+  // fixed + T * per_row + L * per_logit_row.
+  uint64_t activation_fixed_bytes = 0;
+  uint64_t activation_bytes_per_row = 0;
+  uint64_t activation_bytes_per_logit_row = 0;
+  uint64_t context_max = 0;  // tokens the model was made for
+};
+
+struct Limits {
+  uint64_t ram_bytes = 0;          // the promise: the whole process
+  uint64_t runtime_bytes = 0;      // what the process holds besides the arena
+  uint64_t context = 0;            // tokens asked for; 0: auto
+  uint64_t prefill_rows = 0;       // tokens per pass asked for; 0: auto
+  double disk_bytes_per_s = 0;     // 0: unknown, no prediction
+  double compute_bytes_per_s = 0;  // weights per second kernels get through
+};
+
+struct Plan {
+  uint64_t ram_bytes = 0;
+  uint64_t ram_min_bytes = 0;  // smallest budget that works with these limits
+  uint64_t weights_bytes = 0;  // of all matrices
+  uint64_t pass_bytes = 0;     // M
+  uint64_t pinned_bytes = 0;   // R: wanted bytes of pinned tiles of the pass
+  uint64_t pinned_slot_bytes = 0;  // their memory, slack included
+  uint64_t streamed_bytes = 0;     // M - R
+  uint64_t ring_bytes = 0;
+  uint32_t ring_slots = 0;
+  uint64_t slot_bytes = 0;
+  uint64_t kv_bytes = 0;      // set aside now
+  uint64_t kv_bytes_max = 0;  // at the full context; pins yield to it
+  uint64_t activation_bytes = 0;
+  uint64_t runtime_bytes = 0;
+  uint64_t predicted_peak_bytes = 0;
+  double predicted_decode_tok_s = 0;  // 0: unknown
+  double disk_bytes_per_s = 0;
+  uint64_t context = 0;       // tokens a session may hold
+  uint32_t prefill_rows = 0;  // rows of one forward, at most
+  uint32_t logit_rows = 0;    // of which want logits, at most
+  std::vector<bool> pinned;   // by TileId
+};
+
+// Fails with kInvalidInput and the smallest budget that works if `limits` is
+// too small.
+Result<Plan> make_plan(const Schedule& schedule,
+                       const ModelCosts& costs,
+                       const Limits& limits);
+
+// Chooses tiles to keep in at most `bytes` of memory (slack included), spread
+// evenly over the order of use, so that reading and computing stay in step
+// with a small ring. Tiles that are not of every pass come last.
+std::vector<bool> choose_pins(const Schedule& schedule, uint64_t bytes);
+
+}  // namespace mlx_flash
