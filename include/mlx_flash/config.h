@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What an Engine is opened with. Every field has a default that works; the
+// command line's options are these fields by other names.
+
+#include <cstdint>
+#include <string>
+
+namespace mlx_flash {
+
+// fast: our SIMD kernels, float32, the same bits for any budget, batch, thread
+// count and instruction set. stock: MLX's own operations in mlx-lm's order.
+enum class Kernels { kAuto, kFast, kStock };
+
+// The full-precision part of the KV cache. Auto: float16 in fast, the model's
+// own type in stock.
+enum class KvType { kAuto, kF32, kF16, kBF16 };
+
+enum class IoBackend { kAuto, kUring, kThreads };
+
+struct Config {
+  // A folder in Hugging Face or MLX layout, or a .gguf file.
+  std::string model;
+
+  // Peak resident bytes of the whole process, page cache it causes included.
+  // 0: what the machine or the cgroup has free, less a margin.
+  uint64_t ram_bytes = 0;
+
+  // Tokens a session may hold. 0: the most the budget and the model allow.
+  uint64_t context = 0;
+
+  Kernels kernels = Kernels::kAuto;
+  KvType kv_type = KvType::kAuto;
+  IoBackend io = IoBackend::kAuto;
+
+  int threads = 0;  // compute threads; 0: one for each core
+
+  // Tokens of one forward while a prompt is read. 0: planned (fast), 2048
+  // (stock, as mlx-lm). Changes no bit in fast.
+  uint32_t prefill_rows = 0;
+
+  // Largest piece of a matrix read at once. 0: planned. Changes no bit.
+  uint64_t tile_bytes = 0;
+
+  // Reads under way at once. 0: planned.
+  int queue_depth = 0;
+};
+
+}  // namespace mlx_flash

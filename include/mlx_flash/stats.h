@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Measured and planned figures. Every number was measured in this run; a
+// number that could not be measured is 0 and documented so.
+
+#include <cstdint>
+#include <string>
+
+namespace mlx_flash {
+
+// How a budget is spent; from the planner, before anything runs. Bytes.
+struct PlanSummary {
+  uint64_t weights_bytes = 0;   // all weights of the model
+  uint64_t pass_bytes = 0;      // M: what one decode pass must touch
+  uint64_t ram_bytes = 0;       // the budget
+  uint64_t ram_min_bytes = 0;   // the smallest budget that works
+  uint64_t pinned_bytes = 0;    // R: of the pass, kept in memory
+  uint64_t streamed_bytes = 0;  // M - R: read for every token
+  uint64_t ring_bytes = 0;
+  uint64_t kv_bytes = 0;
+  uint64_t kv_bytes_max = 0;  // at the full context
+  uint64_t activation_bytes = 0;
+  uint64_t runtime_bytes = 0;  // code, tokenizer, libraries, small tensors
+  uint64_t predicted_peak_bytes = 0;
+  double predicted_decode_tok_s = 0;  // 0: disk speed unknown
+  double disk_bytes_per_s = 0;        // 0: unknown
+  uint64_t context = 0;               // tokens
+  uint32_t prefill_rows = 0;
+  uint32_t ring_slots = 0;
+  uint64_t tile_bytes = 0;
+};
+
+// Counters of the weight stream since the engine was opened.
+struct StreamCounters {
+  uint64_t passes = 0;
+  uint64_t tiles_streamed = 0;
+  uint64_t tiles_pinned = 0;
+  uint64_t misses = 0;
+  uint64_t ring_wraps = 0;
+  uint64_t bytes_read = 0;  // weights, alignment slack included
+  double io_wait_s = 0;     // compute waited for the disk
+  double compute_s = 0;     // inside kernels
+};
+
+// One generation.
+struct GenerationStats {
+  uint64_t prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+  double ttft_s = 0;  // from the call to the first token
+  double prefill_s = 0;
+  double decode_s = 0;  // from the first token to the last
+  double prefill_tok_s = 0;
+  double decode_tok_s = 0;
+  uint64_t prefill_bytes_read = 0;
+  uint64_t decode_bytes_read = 0;
+  double bytes_read_per_token = 0;  // while decoding
+  double io_wait_s = 0;
+  double compute_s = 0;
+  double disk_bytes_per_s = 0;  // while decoding
+};
+
+}  // namespace mlx_flash
