@@ -47,6 +47,10 @@ struct GenerateOptions {
   int64_t max_tokens = 256;
   std::vector<std::string> stop;  // stop strings; not part of the text
   bool ignore_eos = false;
+
+  // Called on the engine's thread after each forward of the prompt, with the
+  // tokens fed so far. May be empty.
+  std::function<void(size_t done, size_t total)> prefill_progress = nullptr;
 };
 
 enum class FinishReason { kNone, kStop, kLength, kInterrupted, kError };
