@@ -9,6 +9,9 @@
 // refuses it the file is opened buffered, and every read is followed by
 // dropping its pages; direct() tells which, and the process says so once.
 //
+// The file must stay as it was at open(): one that is written to or cut while
+// it is in use gives a Status, never other data (check_unchanged).
+//
 // Move-only. Reading is thread-safe.
 
 #include <cstddef>
@@ -24,7 +27,11 @@ class File {
  public:
   enum class Mode { kBuffered, kDirect };
 
+  // Fails for what is not a regular file.
   static Result<File> open(const std::string& path, Mode mode);
+  // Only a name and a size, for a simulated queue that makes the data: there is
+  // no descriptor, and read() fails.
+  static File described(std::string path, uint64_t size, size_t alignment);
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;
   ~File();
@@ -44,11 +51,19 @@ class File {
   // For headers and single rows; weights go through ReadQueue.
   Status read(uint64_t offset, std::span<std::byte> out) const;
 
+  // Fails if size or time of last change differ from those at open(). One
+  // fstat: cheap beside a read, and called after each.
+  Status check_unchanged() const;
+
+  // Has the page cache forget the range if the file is buffered.
+  void drop_cached(uint64_t offset, uint64_t bytes) const;
+
  private:
   File() = default;
 
   std::string path_;
   uint64_t size_ = 0;
+  int64_t modified_ns_ = 0;  // time of last change at open()
   size_t alignment_ = 1;
   int fd_ = -1;
   bool direct_ = false;

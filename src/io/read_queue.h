@@ -9,6 +9,9 @@
 // or carries a Status with file and offset. A tile that lies in several places
 // is several requests of one group: the caller counts them.
 //
+// A file that was written to or cut since it was opened is an error too
+// (File::check_unchanged): a queue never hands out other data as good.
+//
 // Back ends: a pool of preads (read_queue_threads), io_uring
 // (read_queue_uring, Linux), and a simulated device with virtual time, seeded
 // latency and faults (read_queue_sim) that runs in the caller's thread.
@@ -37,7 +40,8 @@ struct ReadRequest;
 struct ReadChannel {
   ReadRequest* done_head = nullptr;
   ReadRequest* done_tail = nullptr;
-  uint32_t under_way = 0;
+  uint32_t under_way = 0;  // submitted and not yet returned by wait()
+  uint32_t waiting = 0;    // threads inside a blocking wait()
   bool interrupted = false;
 };
 
@@ -62,7 +66,8 @@ struct ReadRequest {
   ReadChannel* channel = nullptr;
   ReadRequest* next = nullptr;
   uint32_t done_bytes = 0;
-  uint8_t attempts = 0;
+  uint8_t interruptions = 0;  // EINTR, EAGAIN, reads that got no further
+  uint8_t failures = 0;       // EIO and the like
   uint8_t state = 0;
 };
 
@@ -75,6 +80,7 @@ class ReadQueue {
     double busy_seconds = 0;  // time with at least one read under way
   };
 
+  // Waits for reads that have started. REQUIRES: nobody is inside wait().
   virtual ~ReadQueue() = default;
 
   virtual void submit(ReadChannel& channel, ReadRequest& request) = 0;
@@ -96,14 +102,25 @@ class ReadQueue {
   // Wakes one blocked or coming wait() of the channel.
   virtual void interrupt(ReadChannel& channel) = 0;
 
+  virtual const char* name() const = 0;  // "threads", "io_uring", ...
   virtual Stats stats() const = 0;
   virtual double now() const = 0;  // the queue's clock, seconds
 };
 
 struct ReadQueueOptions {
-  int depth = 8;  // reads under way at once, at most
+  int depth = 8;  // reads under way at once, at most; 1 to kReadDepthMax
 };
+inline constexpr int kReadDepthMax = 256;
+
+enum class IoKind : uint8_t { kAuto, kUring, kThreads };
+
+// The back end asked for. Where io_uring cannot be had (old kernel, sandbox,
+// not Linux) it is threads; asked for by name, the process says so once.
+std::unique_ptr<ReadQueue> make_read_queue(IoKind kind,
+                                           const ReadQueueOptions& options);
 
 std::unique_ptr<ReadQueue> make_thread_read_queue(const ReadQueueOptions&);
+// Null where io_uring cannot be had.
+std::unique_ptr<ReadQueue> make_uring_read_queue(const ReadQueueOptions&);
 
 }  // namespace mlx_flash

@@ -8,7 +8,8 @@
 // Region with a fixed address; what a region has committed counts against the
 // arena's byte budget, what it gives back (decommit) leaves the process at
 // once. So the shares of pinned tiles, ring and KV can be moved while running,
-// without fragmentation and without moving a pointer.
+// without fragmentation and without moving a pointer. Huge pages stay off: they
+// would put memory in the process that nobody has committed.
 //
 // Thread-safe.
 
@@ -41,6 +42,7 @@ class Arena {
   // Returns the pages to the system and the bytes to the budget.
   void decommit(std::byte* begin, uint64_t bytes);
 
+  uint64_t page_bytes() const { return page_bytes_; }
   uint64_t budget_bytes() const;
   uint64_t committed_bytes() const;
   uint64_t free_bytes() const;  // 0 if over budget
@@ -51,9 +53,14 @@ class Arena {
  private:
   Arena() = default;
 
-  mutable Mutex mutex_;
+  uint64_t page_bytes_ = 4096;  // of this machine
   std::byte* base_ = nullptr;
   uint64_t address_bytes_ = 0;
+  // Uncommitted addresses fault. Costs a mapping for each border between
+  // committed and uncommitted, of which a process may have 65,530.
+  bool protect_ = false;
+
+  mutable Mutex mutex_;
   uint64_t reserved_bytes_ GUARDED_BY(mutex_) = 0;
   uint64_t budget_bytes_ GUARDED_BY(mutex_) = 0;
   uint64_t committed_bytes_ GUARDED_BY(mutex_) = 0;

@@ -37,6 +37,7 @@ struct Limits {
   uint64_t prefill_rows = 0;       // tokens per pass asked for; 0: auto
   double disk_bytes_per_s = 0;     // 0: unknown, no prediction
   double compute_bytes_per_s = 0;  // weights per second kernels get through
+  uint64_t page_bytes = 4096;      // of memory: what the arena rounds up to
 };
 
 struct Plan {
@@ -53,6 +54,8 @@ struct Plan {
   uint64_t kv_bytes = 0;      // set aside now
   uint64_t kv_bytes_max = 0;  // at the full context; pins yield to it
   uint64_t activation_bytes = 0;
+  uint64_t small_tensor_bytes = 0;
+  uint64_t page_table_bytes = 0;  // the system's, for ring, pins and KV
   uint64_t runtime_bytes = 0;
   uint64_t predicted_peak_bytes = 0;
   double predicted_decode_tok_s = 0;  // 0: unknown
@@ -69,9 +72,43 @@ Result<Plan> make_plan(const Schedule& schedule,
                        const ModelCosts& costs,
                        const Limits& limits);
 
-// Chooses tiles to keep in at most `bytes` of memory (slack included), spread
-// evenly over the order of use, so that reading and computing stay in step
-// with a small ring. Tiles that are not of every pass come last.
-std::vector<bool> choose_pins(const Schedule& schedule, uint64_t bytes);
+// A good size of tiles: 1 to 4 MiB for usual budgets, down to 64 KiB for tiny
+// ones. Large enough for the disk, small enough that the ring is a small share
+// of the budget and pins are finely grained.
+uint64_t choose_tile_bytes(uint64_t ram_bytes, uint64_t weights_bytes);
+inline constexpr uint64_t kTileBytesMin = uint64_t{64} << 10;
+inline constexpr uint64_t kTileBytesMax = uint64_t{4} << 20;
+
+struct ScheduleAndPlan {
+  Schedule schedule;
+  Plan plan;
+};
+
+// Cuts the matrices and plans. With `tile_bytes` 0 it starts at
+// choose_tile_bytes() and takes smaller tiles until the plan fits, so that the
+// minimum it names is the smallest for any tile size.
+Result<ScheduleAndPlan> plan_model(const std::vector<ScheduledMatrix>& matrices,
+                                   uint64_t alignment,
+                                   uint64_t tile_bytes,
+                                   const ModelCosts& costs,
+                                   const Limits& limits);
+
+// All tiles in the order in which they deserve to be kept: every beginning of
+// it is spread evenly over the pass, so that reading and computing stay in
+// step with a small ring, and a smaller budget keeps a subset of what a larger
+// one does. Tiles that are not of every pass come last.
+std::vector<TileId> pin_order(const Schedule& schedule);
+
+// The tiles to keep in at most `bytes` of memory, each rounded up to pages:
+// those of pin_order() that fit.
+std::vector<bool> choose_pins(const Schedule& schedule,
+                              uint64_t bytes,
+                              uint64_t page_bytes = 4096);
+
+// Memory of one tile, slack and rounding to pages included.
+uint64_t tile_memory_bytes(const Tile& tile, uint64_t page_bytes);
+
+// What the system needs to map `bytes` (8 bytes a page, and the upper levels).
+uint64_t page_table_bytes(uint64_t bytes, uint64_t page_bytes);
 
 }  // namespace mlx_flash

@@ -54,6 +54,11 @@ class TileStream {
     const std::byte* part[kTilePartsMax] = {};
   };
 
+  // Address space an Arena needs for a stream: ring and a home for each tile.
+  static uint64_t address_bytes(const Schedule& schedule,
+                                const Plan& plan,
+                                uint64_t page_bytes);
+
   // `files` by index of TilePart::file. All arguments outlive the stream.
   // Takes ring and homes from `arena`; reading starts at once.
   static Result<std::unique_ptr<TileStream>> create(
@@ -73,7 +78,9 @@ class TileStream {
   // Valid until the next set_pins().
   virtual bool peek_pinned(TileId tile, View* view) const = 0;
 
-  // A pass is over: everything acquired since the last call was its order.
+  // A pass is over: everything acquired since the last call was its order, and
+  // is learnt unless it was just the beginning of the prediction (interrupted,
+  // or without logits).
   virtual void end_pass() = 0;
 
   // Replaces the pinned set while running: tiles that leave it give their
@@ -82,6 +89,9 @@ class TileStream {
   virtual Status set_pins(const std::vector<bool>& pinned) = 0;
 
   virtual Stats stats() const = 0;
+
+  // For tests: stops the process if the bookkeeping contradicts itself.
+  virtual void check_invariants() const = 0;
 };
 
 }  // namespace mlx_flash
