@@ -8,7 +8,8 @@ endfunction()
 
 # flash_test(NAME SOURCES a_test.cpp ... [DEPS target ...] [LABELS unit])
 # One test binary; ctest runs it once (a case each would cost a process each).
-# Tests find files of testdata/ through FLASH_TESTDATA.
+# Labels: unit (the default; fast, no model), model, disk, slow; the name of
+# the folder is added. Tests find files of testdata/ through FLASH_TESTDATA.
 function(flash_test name)
   if(NOT FLASH_TESTS)
     return()
@@ -25,6 +26,12 @@ function(flash_test name)
     GTest::gmock GTest::gtest_main)
   target_compile_definitions(${name} PRIVATE
     FLASH_TESTDATA="${CMAKE_SOURCE_DIR}/testdata")
+  file(RELATIVE_PATH folder "${CMAKE_SOURCE_DIR}/src"
+    "${CMAKE_CURRENT_SOURCE_DIR}")
+  string(REGEX REPLACE "/.*" "" folder "${folder}")
+  if(NOT folder MATCHES "^\\.\\.")
+    list(APPEND ARG_LABELS ${folder})
+  endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}"
     TIMEOUT ${ARG_TIMEOUT})
