@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+#include "kernels/vector_ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/check.h"
+#include "kernels/targets.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/vector_ops.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#if !FLASH_KERNEL_STUB
+#include "kernels/lanes-inl.h"
+#include "kernels/math-inl.h"
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace mlx_flash::kernels {
+namespace HWY_NAMESPACE {
+
+#if FLASH_KERNEL_STUB
+
+[[noreturn]] void stub() {
+  check_failed(
+      __FILE__, __LINE__, "an instruction set with fused multiply-add");
+}
+void rms_norm(const float*, const float*, float, size_t, float*) {
+  stub();
+}
+void add(const float*, const float*, size_t, float*) {
+  stub();
+}
+void silu_mul(const float*, const float*, size_t, float*) {
+  stub();
+}
+void gelu_tanh_mul(const float*, const float*, size_t, float*) {
+  stub();
+}
+void rope(float*, const float*, size_t, bool) {
+  stub();
+}
+size_t argmax(const float*, size_t) {
+  stub();
+}
+
+#else
+
+// out[i] = fn(a[i], b[i]), the last few by way of buffers.
+template <class Fn>
+HWY_INLINE void map2(
+    const float* a, const float* b, size_t n, float* out, const Fn& fn) {
+  const DF d;
+  const size_t whole = n - n % kN;
+  for (size_t i = 0; i < whole; i += kN) {
+    hn::StoreU(fn(hn::LoadU(d, a + i), hn::LoadU(d, b + i)), d, out + i);
+  }
+  if (whole == n) return;
+  float last_a[kN] = {};
+  float last_b[kN] = {};
+  std::copy(a + whole, a + n, last_a);
+  std::copy(b + whole, b + n, last_b);
+  hn::StoreU(fn(hn::LoadU(d, last_a), hn::LoadU(d, last_b)), d, last_a);
+  std::copy_n(last_a, n - whole, out + whole);
+}
+
+// Sum of squares in the canonical order. Squares are never -0, nor are sums
+// that start at +0, so zeros may stand in for what is missing at the end.
+HWY_INLINE float sum_of_squares(const float* x, size_t n) {
+  Acc16 acc = zero16();
+  const auto add16 = [&](const float* p) FLASH_INLINE_LAMBDA {
+    const Acc16 v = load16(p);
+    for_parts([&](auto i) FLASH_INLINE_LAMBDA {
+      acc.part[i] = hn::MulAdd(v.part[i], v.part[i], acc.part[i]);
+    });
+  };
+  const size_t whole = n - n % 16;
+  for (size_t i = 0; i < whole; i += 16) add16(x + i);
+  if (whole != n) {
+    float last[16] = {};
+    std::copy(x + whole, x + n, last);
+    add16(last);
+  }
+  return reduce16(acc);
+}
+
+void rms_norm(
+    const float* x, const float* weight, float eps, size_t n, float* out) {
+  const float mean = sum_of_squares(x, n) / static_cast<float>(n);
+  const VF factor = hn::Set(DF(), 1.0f / std::sqrt(mean + eps));
+  if (weight == nullptr) {
+    map2(x, x, n, out, [&](VF v, VF) FLASH_INLINE_LAMBDA {
+      return hn::Mul(v, factor);
+    });
+  } else {
+    map2(x, weight, n, out, [&](VF v, VF w) FLASH_INLINE_LAMBDA {
+      return hn::Mul(hn::Mul(v, factor), w);
+    });
+  }
+}
+
+void add(const float* a, const float* b, size_t n, float* out) {
+  map2(a, b, n, out, [](VF x, VF y) FLASH_INLINE_LAMBDA {
+    return hn::Add(x, y);
+  });
+}
+
+// g / (1 + exp(-z)): silu for z = g, and gelu_tanh for z = 2 u with u the
+// argument of tanh, for 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)).
+HWY_INLINE VF gated(VF g, VF minus_z) {
+  const VF one = hn::Set(DF(), 1.0f);
+  return hn::Div(g, hn::Add(one, exp_f32(DF(), minus_z)));
+}
+
+void silu_mul(const float* gate, const float* up, size_t n, float* out) {
+  map2(gate, up, n, out, [](VF g, VF u) FLASH_INLINE_LAMBDA {
+    return hn::Mul(gated(g, hn::Neg(g)), u);
+  });
+}
+
+void gelu_tanh_mul(const float* gate, const float* up, size_t n, float* out) {
+  map2(gate, up, n, out, [](VF g, VF u) FLASH_INLINE_LAMBDA {
+    const VF cubic = hn::Mul(hn::Set(DF(), kGeluCubic), hn::Mul(g, g));
+    const VF inner = hn::MulAdd(cubic, g, g);
+    return hn::Mul(gated(g, hn::Mul(hn::Set(DF(), kGeluMinusTwoC), inner)), u);
+  });
+}
+
+void rope_halves(float* x, const float* cos, const float* sin, size_t half) {
+  const DF d;
+  const size_t whole = half - half % kN;
+  for (size_t i = 0; i < whole; i += kN) {
+    const VF a = hn::LoadU(d, x + i);
+    const VF b = hn::LoadU(d, x + half + i);
+    const VF c = hn::LoadU(d, cos + i);
+    const VF s = hn::LoadU(d, sin + i);
+    hn::StoreU(hn::Sub(hn::Mul(a, c), hn::Mul(b, s)), d, x + i);
+    hn::StoreU(hn::Add(hn::Mul(a, s), hn::Mul(b, c)), d, x + half + i);
+  }
+  for (size_t i = whole; i < half; ++i) {
+    const float a = x[i];
+    const float b = x[half + i];
+    x[i] = a * cos[i] - b * sin[i];
+    x[half + i] = a * sin[i] + b * cos[i];
+  }
+}
+
+void rope(float* x,
+          const float* cos_sin,
+          size_t rotary_dims,
+          bool interleaved) {
+  const size_t half = rotary_dims / 2;
+  const float* cos = cos_sin;
+  const float* sin = cos_sin + half;
+  if (!interleaved) return rope_halves(x, cos, sin, half);
+  for (size_t i = 0; i < half; ++i) {
+    const float a = x[2 * i];
+    const float b = x[2 * i + 1];
+    x[2 * i] = a * cos[i] - b * sin[i];
+    x[2 * i + 1] = a * sin[i] + b * cos[i];
+  }
+}
+
+size_t argmax(const float* x, size_t n) {
+  const DF d;
+  // First the value, then its first place. NaN compares false and never wins.
+  VF best = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const size_t whole = n - n % kN;
+  for (size_t i = 0; i < whole; i += kN) {
+    const VF v = hn::LoadU(d, x + i);
+    best = hn::IfThenElse(hn::Gt(v, best), v, best);
+  }
+  float lanes[kN];
+  hn::StoreU(best, d, lanes);
+  float value = lanes[0];
+  for (size_t i = 1; i < kN; ++i) value = lanes[i] > value ? lanes[i] : value;
+  for (size_t i = whole; i < n; ++i) value = x[i] > value ? x[i] : value;
+  const VF wanted = hn::Set(d, value);
+  for (size_t i = 0; i < whole; i += kN) {
+    const intptr_t lane =
+        hn::FindFirstTrue(d, hn::Eq(hn::LoadU(d, x + i), wanted));
+    if (lane >= 0) return i + static_cast<size_t>(lane);
+  }
+  for (size_t i = whole; i < n; ++i) {
+    if (x[i] == value) return i;
+  }
+  return 0;
+}
+
+#endif  // FLASH_KERNEL_STUB
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mlx_flash::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace mlx_flash::kernels {
+
+HWY_EXPORT(rms_norm);
+HWY_EXPORT(add);
+HWY_EXPORT(silu_mul);
+HWY_EXPORT(gelu_tanh_mul);
+HWY_EXPORT(rope);
+HWY_EXPORT(argmax);
+
+bool supported() {
+  constexpr int64_t kStubs = HWY_SCALAR | HWY_EMU128;
+  return (hwy::SupportedTargets() & HWY_TARGETS & ~kStubs) != 0;
+}
+
+const char* target_name() {
+  const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
+  return hwy::TargetName(usable & -usable);  // the lowest bit is the best
+}
+
+void rms_norm(
+    const float* x, const float* weight, float eps, size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(rms_norm)(x, weight, eps, n, out);
+}
+
+void add(const float* a, const float* b, size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(add)(a, b, n, out);
+}
+
+void silu_mul(const float* gate, const float* up, size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(silu_mul)(gate, up, n, out);
+}
+
+void gelu_tanh_mul(const float* gate, const float* up, size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(gelu_tanh_mul)(gate, up, n, out);
+}
+
+void rope(float* x,
+          const float* cos_sin,
+          size_t rotary_dims,
+          bool interleaved) {
+  HWY_DYNAMIC_DISPATCH(rope)(x, cos_sin, rotary_dims, interleaved);
+}
+
+size_t argmax(const float* x, size_t n) {
+  return HWY_DYNAMIC_DISPATCH(argmax)(x, n);
+}
+
+}  // namespace mlx_flash::kernels
+#endif
