@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: MIT
+"""Writes a small GGUF file (version 3) from Hugging Face weights.
+
+Only what the parity tests need: llama, qwen2 and qwen3, the block types of
+TYPES, metadata as converters write it. The layout follows the GGUF
+specification; llama's q and k rows are permuted for interleaved rope.
+"""
+
+import struct
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+ALIGNMENT = 32
+# Name -> (type number, values per block, bytes per block).
+TYPES = {
+    "F32": (0, 1, 4),
+    "F16": (1, 1, 2),
+    "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20),
+    "Q8_0": (8, 32, 34),
+    "BF16": (30, 1, 2),
+}
+
+U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
+I32 = 5
+
+
+def encode(values: np.ndarray, block: str) -> tuple:
+    """Bytes of `values` in `block` format, and the float32 values they mean."""
+    values = np.ascontiguousarray(values, np.float32)
+    if block == "F32":
+        return values.tobytes(), values
+    if block == "F16":
+        half = values.astype(np.float16)
+        return half.tobytes(), half.astype(np.float32)
+    if block == "BF16":
+        bits = values.view(np.uint32)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return bits.astype("<u2").tobytes(), (bits << 16).astype(np.uint32).view(np.float32)
+    rows = values.reshape(-1, 32)
+    packed, meant = {"Q4_0": q4_0, "Q4_1": q4_1, "Q8_0": q8_0}[block](rows)
+    return packed.tobytes(), meant.reshape(values.shape)
+
+
+def nibbles(q: np.ndarray) -> np.ndarray:
+    """Value j of a block in the low half of byte j, value j + 16 in the high."""
+    q = q.astype(np.uint8)
+    return q[:, :16] | (q[:, 16:] << 4)
+
+
+def halves(*columns: np.ndarray) -> np.ndarray:
+    return np.stack(columns, 1).astype("<f2").view(np.uint8)
+
+
+def inverse(d: np.ndarray) -> np.ndarray:
+    return np.divide(1.0, d, out=np.zeros_like(d), where=d != 0)
+
+
+def q4_0(x: np.ndarray) -> tuple:
+    extreme = x[np.arange(len(x)), np.abs(x).argmax(1)]
+    d = (extreme / -8).astype(np.float16).astype(np.float32)
+    q = np.clip(np.rint(x * inverse(d)[:, None]) + 8, 0, 15)
+    return np.concatenate([halves(d), nibbles(q)], 1), (q - 8).astype(np.float32) * d[:, None]
+
+
+def q4_1(x: np.ndarray) -> tuple:
+    low = x.min(1).astype(np.float16).astype(np.float32)
+    d = ((x.max(1) - low) / 15).astype(np.float16).astype(np.float32)
+    q = np.clip(np.rint((x - low[:, None]) * inverse(d)[:, None]), 0, 15)
+    meant = q.astype(np.float32) * d[:, None] + low[:, None]
+    return np.concatenate([halves(d, low), nibbles(q)], 1), meant
+
+
+def q8_0(x: np.ndarray) -> tuple:
+    d = (np.abs(x).max(1) / 127).astype(np.float16).astype(np.float32)
+    q = np.clip(np.rint(x * inverse(d)[:, None]), -127, 127)
+    packed = np.concatenate([halves(d), q.astype(np.int8).view(np.uint8)], 1)
+    return packed, q.astype(np.float32) * d[:, None]
+
+
+def permute(w: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a head from halves (0..d/2, d/2..d) to interleaved pairs."""
+    half = w.shape[0] // heads // 2
+    shape = (heads, 2, half, *w.shape[1:])
+    return np.ascontiguousarray(w.reshape(shape).swapaxes(1, 2)).reshape(w.shape)
+
+
+def gguf_name(name: str) -> str:
+    fixed = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+    }
+    parts = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    path, kind = name.rsplit(".", 1)
+    if path in fixed:
+        return f"{fixed[path]}.{kind}"
+    _, _, layer, rest = path.split(".", 3)
+    return f"blk.{layer}.{parts[rest]}.{kind}"
+
+
+def string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def field(key: str, kind: int, value) -> bytes:
+    head = string(key) + struct.pack("<I", kind)
+    if kind == STRING:
+        return head + string(value)
+    if kind == ARRAY:
+        of, items = value
+        body = b"".join(string(i) for i in items) if of == STRING else struct.pack(
+            f"<{len(items)}i", *items
+        )
+        return head + struct.pack("<IQ", of, len(items)) + body
+    return head + struct.pack({U32: "<I", F32: "<f", BOOL: "<?"}[kind], value)
+
+
+def metadata(config: dict, tokens: list) -> list:
+    arch = config["model_type"]
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    fields = [
+        field("general.architecture", STRING, arch),
+        field("general.name", STRING, "tiny"),
+        field("general.alignment", U32, ALIGNMENT),
+        field(f"{arch}.block_count", U32, config["num_hidden_layers"]),
+        field(f"{arch}.context_length", U32, config["max_position_embeddings"]),
+        field(f"{arch}.embedding_length", U32, config["hidden_size"]),
+        field(f"{arch}.feed_forward_length", U32, config["intermediate_size"]),
+        field(f"{arch}.attention.head_count", U32, heads),
+        field(f"{arch}.attention.head_count_kv", U32, config["num_key_value_heads"]),
+        field(f"{arch}.attention.key_length", U32, head_dim),
+        field(f"{arch}.attention.value_length", U32, head_dim),
+        field(f"{arch}.attention.layer_norm_rms_epsilon", F32, config["rms_norm_eps"]),
+        field(f"{arch}.rope.dimension_count", U32, head_dim),
+        field(f"{arch}.rope.freq_base", F32, config["rope_theta"]),
+        field(f"{arch}.vocab_size", U32, len(tokens)),
+        field("tokenizer.ggml.model", STRING, "gpt2"),
+        field("tokenizer.ggml.pre", STRING, "gpt-2"),
+        field("tokenizer.ggml.tokens", ARRAY, (STRING, tokens)),
+        # 1 normal, 3 control
+        field("tokenizer.ggml.token_type", ARRAY, (I32, [3 if len(t) > 1 else 1 for t in tokens])),
+        field("tokenizer.ggml.merges", ARRAY, (STRING, [])),
+        field("tokenizer.ggml.bos_token_id", U32, 1),
+        field("tokenizer.ggml.eos_token_id", U32, 2),
+    ]
+    scaling = config.get("rope_scaling")
+    if scaling:
+        fields += [
+            field(f"{arch}.rope.scaling.type", STRING, scaling["type"]),
+            field(f"{arch}.rope.scaling.factor", F32, scaling["factor"]),
+        ]
+    return fields
+
+
+def write(path: Path, config: dict, weights: dict, block: str, tokens: list) -> dict:
+    """Writes the file. Returns name -> float32 array of the values it holds,
+    rows in Hugging Face's order."""
+    infos, data, meant = [], bytearray(), {}
+    for name, array in weights.items():
+        value = np.array(array.astype(mx.float32))
+        kind = block if value.ndim == 2 else "F32"
+        packed, values = encode(value, kind)
+        meant[name] = mx.array(values)
+        projection = name.split(".")[-2]
+        if config["model_type"] == "llama" and projection in ("q_proj", "k_proj"):
+            key = "num_attention_heads" if projection == "q_proj" else "num_key_value_heads"
+            packed, _ = encode(permute(value, config[key]), kind)
+        info = string(gguf_name(name)) + struct.pack("<I", value.ndim)
+        info += struct.pack(f"<{value.ndim}Q", *reversed(value.shape))
+        infos.append(info + struct.pack("<IQ", TYPES[kind][0], len(data)))
+        data += packed + bytes(-len(packed) % ALIGNMENT)
+    fields = metadata(config, tokens)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(infos), len(fields))
+    head += b"".join(fields) + b"".join(infos)
+    head += bytes(-len(head) % ALIGNMENT)
+    path.write_bytes(head + bytes(data))
+    return meant
