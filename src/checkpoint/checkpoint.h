@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -58,11 +59,15 @@ struct Matrix {
   uint64_t bytes() const { return weight.bytes + scales.bytes + biases.bytes; }
 };
 
+struct QuantizationSetting;  // checkpoint/quantization.h
+
 class Checkpoint {
  public:
   // `path`: a folder in Hugging Face or MLX layout, or a .gguf file (of a
   // split file "-00001-of-000NN.gguf", the first).
   static Result<Checkpoint> open(const std::string& path);
+  Checkpoint(Checkpoint&&) noexcept = default;
+  Checkpoint& operator=(Checkpoint&&) noexcept = default;
 
   const std::string& path() const { return path_; }
   const std::vector<std::string>& files() const { return files_; }
@@ -72,12 +77,16 @@ class Checkpoint {
   // general.architecture). Always an object.
   const Json& config() const { return config_; }
 
-  // All tensors, in file order.
+  // All tensors of types we know, in file order.
   const std::vector<Tensor>& tensors() const { return tensors_; }
   uint64_t weights_bytes() const;  // sum over tensors
 
-  // Null if there is none.
+  // Null if there is none, or only one of a type that nothing here can use.
   const Tensor* find(std::string_view name) const;
+
+  // The same for a tensor that must be there: the error names the tensor and,
+  // if that is why, its type.
+  Result<const Tensor*> tensor(std::string_view name) const;
 
   // The matrix at `path` with its quantisation worked out as mlx-lm does it
   // (per-path entries, else inferred from shapes and the dtype of `scales`).
@@ -90,10 +99,24 @@ class Checkpoint {
   friend class CheckpointBuilder;
   Checkpoint() = default;
 
+  Result<Matrix> plain_matrix(const std::string& path,
+                              uint64_t rows,
+                              uint64_t cols,
+                              const Tensor& weight) const;
+  // `listed`: what config.json says of the path; none: nothing.
+  Result<Matrix> quantized_matrix(
+      const std::string& path,
+      uint64_t rows,
+      uint64_t cols,
+      const Tensor& weight,
+      const std::optional<QuantizationSetting>& listed) const;
+
   std::string path_;
   std::vector<std::string> files_;
   std::vector<Tensor> tensors_;
   std::unordered_map<std::string_view, size_t> by_name_;  // into tensors_
+  // Types of the tensors left out of tensors_ ("F64", "IQ4_NL"), by name.
+  std::unordered_map<std::string, std::string> unusable_;
   Json config_;
   bool is_gguf_ = false;
 };
