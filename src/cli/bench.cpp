@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+
+// `mlx-flash bench`: measures prefill and decode of a model under a budget.
+
+#include <memory>
+
+#include "base/clock.h"
+#include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/options.h"
+#include "cli/progress.h"
+#include "cli/report.h"
+#include "cli/signals.h"
+#include "cli/text_input.h"
+#include "cli/values.h"
+
+namespace mlx_flash {
+namespace {
+
+struct BenchOptions {
+  EngineOptions engine;
+  uint32_t prompt_tokens = 128;
+  uint32_t generated_tokens = 32;
+  bool json = false;
+};
+
+// Ids spread over the vocabulary, the same in every run: a step that shares no
+// factor with a power of two.
+std::vector<int32_t> spread_ids(size_t count, size_t vocab_size) {
+  std::vector<int32_t> ids(count);
+  for (size_t i = 0; i < count; ++i) {
+    ids[i] = static_cast<int32_t>((i * 7919 + 1) % vocab_size);
+  }
+  return ids;
+}
+
+Result<int> bench(const BenchOptions& options) {
+  FLASH_ASSIGN_OR_RETURN(Config config, options.engine.resolve_config());
+  if (config.context == 0) {
+    config.context = options.prompt_tokens + options.generated_tokens;
+  }
+  SignalScope signals(SignalScope::Mode::kOnce);
+  const double start_s = now_seconds();
+  FLASH_ASSIGN_OR_RETURN(const auto engine, Engine::open(config));
+  const double load_s = now_seconds() - start_s;
+
+  const auto ids = spread_ids(options.prompt_tokens, engine->vocab_size());
+  FLASH_RETURN_IF_ERROR(check_prompt_ids(*engine, ids));
+  const auto session = engine->new_session();
+  signals.watch(session.get());
+  Progress progress("measuring", "tokens", !options.engine.quiet);
+  const size_t total = ids.size() + options.generated_tokens;
+  GenerateOptions generate;
+  generate.max_tokens = options.generated_tokens;
+  generate.ignore_eos = true;
+  generate.prefill_progress = [&](size_t done, size_t) {
+    progress.update(done, total);
+  };
+  Generation generation = session->generate(ids, generate);
+  std::string text;
+  while (const auto piece = generation.next()) {
+    text += piece->text;
+    progress.update(ids.size() + generation.tokens().size(), total);
+  }
+  progress.clear();
+  signals.watch(nullptr);
+  if (generation.finish_reason() == FinishReason::kError) {
+    return generation.status();
+  }
+  const RunReport report = make_report(
+      *engine, options.engine.name(config.model), generation.stats(), load_s);
+  FLASH_RETURN_IF_ERROR(
+      options.json
+          ? write_json_line(run_json(
+                report, generation.tokens(), text, generation.finish_reason()))
+          : write_stdout(stats_table(report)));
+  return signals.caught() != 0 ? signals.exit_code() : 0;
+}
+
+}  // namespace
+
+CommandFn add_bench(CLI::App& app) {
+  auto options = std::make_shared<BenchOptions>();
+  add_engine_options(app, options->engine);
+  BenchOptions& o = *options;
+  const auto count = [&app](
+                         const char* flag, uint32_t& target, const char* help) {
+    add_value(app, flag, "N", help, [&target](const std::string& text) {
+      return assign(parse_count(text, 1, uint64_t{1} << 24), target);
+    })->group("Measurement");
+  };
+  count(
+      "--prompt-tokens", o.prompt_tokens, "Length of the prompt (default 128)");
+  count("--max-tokens,-n", o.generated_tokens, "Tokens decoded (default 32)");
+  app.add_flag("--json", o.json, "One JSON object on stdout")->group("Output");
+  return [options] { return bench(*options); };
+}
+
+}  // namespace mlx_flash

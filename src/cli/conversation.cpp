@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+#include "cli/conversation.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "cli/text_input.h"
+
+namespace mlx_flash {
+namespace {
+
+constexpr std::string_view kQuotes = "\"\"\"";
+
+}  // namespace
+
+void Conversation::add(const char* role, std::string_view content) {
+  turns_.push_back(chat_message(role, content));
+}
+
+void Conversation::drop_last() {
+  FLASH_CHECK(!turns_.empty());
+  turns_.erase(turns_.size() - 1);
+}
+
+std::string Conversation::json() const {
+  Json messages = Json::array();
+  if (!system_.empty()) messages.push_back(chat_message("system", system_));
+  for (const Json& turn : turns_) messages.push_back(turn);
+  // An answer that was cut may end inside a character.
+  return messages.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+size_t common_prefix(std::span<const int32_t> a, std::span<const int32_t> b) {
+  const size_t n = std::min(a.size(), b.size());
+  size_t same = 0;
+  while (same < n && a[same] == b[same]) ++same;
+  return same;
+}
+
+bool MessageInput::add_line(std::string_view line) {
+  if (block_) {
+    if (line.ends_with(kQuotes)) {
+      line.remove_suffix(kQuotes.size());
+      text_ += line;
+      // The newline before the closing quotes is not part of the text.
+      if (line.empty() && text_.ends_with('\n')) text_.pop_back();
+      open_ = block_ = false;
+      return true;
+    }
+    text_ += line;
+    text_ += '\n';
+    return false;
+  }
+  if (!open_ && line.starts_with(kQuotes)) {
+    line.remove_prefix(kQuotes.size());
+    if (line.ends_with(kQuotes)) {
+      line.remove_suffix(kQuotes.size());
+      text_ = line;
+      return true;
+    }
+    if (!line.empty()) {
+      text_ += line;
+      text_ += '\n';
+    }
+    open_ = block_ = true;
+    return false;
+  }
+  if (line.ends_with('\\')) {
+    line.remove_suffix(1);
+    text_ += line;
+    text_ += '\n';
+    open_ = true;
+    return false;
+  }
+  text_ += line;
+  open_ = false;
+  return true;
+}
+
+std::string MessageInput::take() {
+  open_ = block_ = false;
+  return std::exchange(text_, {});
+}
+
+}  // namespace mlx_flash

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Lines typed by a person: editing and history by libedit where stdin and
+// stdout are a terminal (text pasted with newlines stays one line of input),
+// plain lines otherwise. Thread-compatible.
+
+#include <memory>
+#include <string>
+
+namespace mlx_flash {
+
+class LineEditor {
+ public:
+  enum class Outcome {
+    kLine,
+    kEnd,          // end of input
+    kInterrupted,  // a signal came while waiting; what was typed is dropped
+  };
+
+  // `history_file`: read now, written when a line is added; empty: none.
+  explicit LineEditor(std::string history_file);
+  ~LineEditor();
+  LineEditor(const LineEditor&) = delete;
+  LineEditor& operator=(const LineEditor&) = delete;
+
+  // A person sits at the other end.
+  bool interactive() const;
+
+  // The next line, without its newline. The prompt is shown to people only.
+  Outcome read(const std::string& prompt, std::string& line);
+
+  // Remembers a whole message for the arrow keys.
+  void remember(const std::string& message);
+
+ private:
+  struct Terminal;
+  std::unique_ptr<Terminal> terminal_;  // null where nobody types
+  std::string buffer_;                  // read from stdin, not yet given out
+  bool ended_ = false;
+};
+
+}  // namespace mlx_flash

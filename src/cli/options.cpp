@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: MIT
+#include "cli/options.h"
+
+#include <limits>
+#include <utility>
+
+#include "base/log.h"
+#include "cli/model_path.h"
+#include "cli/values.h"
+
+namespace mlx_flash {
+namespace {
+
+constexpr uint64_t kAnyCount = std::numeric_limits<uint64_t>::max();
+constexpr uint64_t kTokensMax = uint64_t{1} << 31;
+constexpr double kAnyNumber = 1e6;
+
+// Options are grouped in --help by what they are about.
+constexpr const char* kModelGroup = "Model and memory";
+constexpr const char* kPromptGroup = "Prompt";
+constexpr const char* kSamplingGroup = "Sampling";
+constexpr const char* kAdvancedGroup = "Advanced";
+constexpr const char* kOutputGroup = "Output";
+
+Status parse_kv_quant(const std::string& text) {
+  if (text == "0") return {};
+  if (text == "4" || text == "8") {
+    return unsupported("a quantised KV cache is not available yet: use 0");
+  }
+  return invalid_input("'" + text + "' is none of: 0, 4, 8");
+}
+
+// A parser that keeps the text as it is.
+std::function<Status(const std::string&)> keep(
+    std::optional<std::string>& target) {
+  return [&target](const std::string& text) {
+    target = text;
+    return Status();
+  };
+}
+
+// "auto" is 0.
+Result<uint64_t> count_or_auto(const std::string& text, uint64_t max) {
+  if (text == "auto") return uint64_t{0};
+  return parse_count(text, 1, max);
+}
+
+}  // namespace
+
+CLI::Option* add_value(CLI::App& app,
+                       const std::string& flags,
+                       const std::string& type_name,
+                       const std::string& help,
+                       std::function<Status(const std::string&)> parse) {
+  const std::string flag = flags.substr(0, flags.find(','));
+  return app
+      .add_option_function<std::string>(
+          flags,
+          [flag, parse = std::move(parse)](const std::string& text) {
+            const Status status = parse(text);
+            if (!status.ok())
+              throw CLI::ValidationError(flag, status.message());
+          },
+          help)
+      ->type_name(type_name)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+}
+
+void add_model_options(CLI::App& app, ModelOptions& options) {
+  add_value(app,
+            "--model,-m",
+            "M",
+            "Model folder (Hugging Face or MLX layout), .gguf file, or hub id "
+            "org/name",
+            [&options](const std::string& text) {
+              options.model = text;
+              return text.empty() ? invalid_input("the path is empty")
+                                  : Status();
+            })
+      ->group(kModelGroup);
+  add_value(app,
+            "--model-name",
+            "NAME",
+            "What reports call the model (default: its file or folder name)",
+            [&options](const std::string& text) {
+              options.model_name = text;
+              return Status();
+            })
+      ->group(kOutputGroup);
+  app.add_flag("--quiet,-q", options.quiet, "No progress, no figures")
+      ->group(kOutputGroup);
+  app.add_flag("--debug", options.debug, "Say more on stderr")
+      ->group(kOutputGroup);
+}
+
+void add_engine_options(CLI::App& app, EngineOptions& options) {
+  add_model_options(app, options);
+  Config& config = options.config;
+  add_value(app,
+            "--ram",
+            "SIZE",
+            "Memory budget of the whole process: 1500MB, 1.5GiB; a bare number "
+            "is in GB; auto: what is free (default)",
+            [&](const std::string& text) {
+              return assign(parse_size_or_auto(text), config.ram_bytes);
+            })
+      ->group(kModelGroup);
+  add_value(app,
+            "--ctx",
+            "N|auto",
+            "Tokens a session may hold; auto: the most the budget and the "
+            "model allow (default)",
+            [&](const std::string& text) {
+              return assign(count_or_auto(text, kTokensMax), config.context);
+            })
+      ->group(kModelGroup);
+  add_value(app,
+            "--threads,-t",
+            "N",
+            "Compute threads (default: one for each core)",
+            [&](const std::string& text) {
+              return assign(count_or_auto(text, 1024), config.threads);
+            })
+      ->group(kModelGroup);
+  add_value(app,
+            "--kernels",
+            "auto|fast|stock",
+            "fast: the same bits for any budget and thread count; stock: "
+            "MLX's own operations, equal to mlx-lm",
+            [&](const std::string& text) {
+              return assign(parse_kernels(text), config.kernels);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--kv-type",
+            "f32|f16|bf16",
+            "Type of the KV cache (default: f16 in fast, the model's in stock)",
+            [&](const std::string& text) {
+              return assign(parse_kv_type(text), config.kv_type);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--kv-quant",
+            "0",
+            "Bits of the older part of the KV cache; 0: full precision",
+            parse_kv_quant)
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--io",
+            "auto|uring|threads",
+            "How weights are read",
+            [&](const std::string& text) {
+              return assign(parse_io(text), config.io);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--prefill",
+            "N",
+            "Prompt tokens of one forward (default: planned)",
+            [&](const std::string& text) {
+              return assign(count_or_auto(text, uint64_t{1} << 20),
+                            config.prefill_rows);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--tile",
+            "SIZE",
+            "Largest piece of a matrix read at once (default: planned)",
+            [&](const std::string& text) {
+              return assign(parse_size_or_auto(text), config.tile_bytes);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--queue-depth",
+            "N",
+            "Reads under way at once (default: planned)",
+            [&](const std::string& text) {
+              return assign(count_or_auto(text, 1024), config.queue_depth);
+            })
+      ->group(kAdvancedGroup);
+}
+
+void add_sampling_options(CLI::App& app, GenerateOptions& options) {
+  SamplingOptions& sampling = options.sampling;
+  const auto number = [&](const char* flag,
+                          float& target,
+                          double min,
+                          double max,
+                          const char* help) {
+    add_value(app,
+              flag,
+              "X",
+              help,
+              [&target, min, max](const std::string& text) {
+                return assign(parse_number(text, min, max), target);
+              })
+        ->group(kSamplingGroup);
+  };
+  add_value(app,
+            "--max-tokens,-n",
+            "N",
+            "Tokens of the answer at most (default " +
+                std::to_string(options.max_tokens) + ")",
+            [&](const std::string& text) {
+              return assign(parse_count(text, 1, kTokensMax),
+                            options.max_tokens);
+            })
+      ->group(kSamplingGroup);
+  number("--temp",
+         sampling.temperature,
+         0,
+         100,
+         "Temperature; 0: greedy (default)");
+  number("--top-p", sampling.top_p, 0, 1, "Nucleus: share of probability kept");
+  add_value(app,
+            "--top-k",
+            "N",
+            "Candidates kept; 0: all (default)",
+            [&](const std::string& text) {
+              return assign(parse_count(text, 0, uint64_t{1} << 30),
+                            sampling.top_k);
+            })
+      ->group(kSamplingGroup);
+  number("--min-p",
+         sampling.min_p,
+         0,
+         1,
+         "Drop candidates below this share of the best one's probability");
+  number("--repeat-penalty",
+         sampling.repeat_penalty,
+         1e-3,
+         kAnyNumber,
+         "Divides the logits of recent tokens; 1: off (default)");
+  add_value(app,
+            "--seed",
+            "N",
+            "Seed of the sampler (default 0)",
+            [&](const std::string& text) {
+              return assign(parse_count(text, 0, kAnyCount), sampling.seed);
+            })
+      ->group(kSamplingGroup);
+  app.add_option_function<std::vector<std::string>>(
+         "--stop",
+         [&options](const std::vector<std::string>& all) {
+           for (const std::string& stop : all) {
+             if (stop.empty()) {
+               throw CLI::ValidationError("--stop", "the text is empty");
+             }
+           }
+           options.stop = all;
+         },
+         "End the answer before this text; repeatable")
+      ->type_name("TEXT")
+      ->allow_extra_args(false)
+      ->group(kSamplingGroup);
+  app.add_flag("--ignore-eos",
+               options.ignore_eos,
+               "Go on after the model's end-of-text token")
+      ->group(kSamplingGroup);
+}
+
+void add_prompt_options(CLI::App& app, PromptOptions& options) {
+  add_value(app,
+            "--prompt,-p",
+            "TEXT",
+            "The prompt; -: read it from stdin",
+            keep(options.text))
+      ->group(kPromptGroup);
+  add_value(app,
+            "--prompt-file,-f",
+            "F",
+            "File that holds the prompt; -: stdin",
+            keep(options.file))
+      ->group(kPromptGroup);
+  add_value(app,
+            "--prompt-ids",
+            "1,2,3",
+            "The prompt as token ids, fed exactly as given",
+            keep(options.ids))
+      ->group(kPromptGroup);
+  add_value(app,
+            "--system",
+            "TEXT",
+            "System message of the chat template",
+            keep(options.system))
+      ->group(kPromptGroup);
+  app.add_flag("--raw", options.raw, "Feed the text without a chat template")
+      ->group(kPromptGroup);
+  add_value(app,
+            "prompt",
+            "PROMPT",
+            "The same as --prompt; -: stdin",
+            keep(options.positional));
+}
+
+void add_text_options(CLI::App& app, TextOptions& options) {
+  add_value(app,
+            "--text,--prompt,-p",
+            "TEXT",
+            "The text; -: read it from stdin",
+            keep(options.text))
+      ->group(kPromptGroup);
+  add_value(app,
+            "--text-file,--prompt-file,-f",
+            "F",
+            "File that holds the text; -: stdin",
+            keep(options.file))
+      ->group(kPromptGroup);
+  add_value(app, "--ids,--prompt-ids", "1,2,3", "Token ids", keep(options.ids))
+      ->group(kPromptGroup);
+  add_value(
+      app, "text", "TEXT", "The same as --text; -: stdin", keep(options.text));
+}
+
+Result<std::string> ModelOptions::resolve() const {
+  set_log_level(debug   ? LogLevel::kDebug
+                : quiet ? LogLevel::kQuiet
+                        : LogLevel::kWarning);
+  return resolve_model(model);
+}
+
+std::string ModelOptions::name(const std::string& resolved) const {
+  return model_name.empty() ? model_name_of(resolved) : model_name;
+}
+
+Result<Config> EngineOptions::resolve_config() const {
+  FLASH_ASSIGN_OR_RETURN(std::string path, resolve());
+  Config copy = config;
+  copy.model = std::move(path);
+  return copy;
+}
+
+}  // namespace mlx_flash

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+
+// `mlx-flash plan`: what a budget would be spent on. Runs nothing.
+
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/options.h"
+#include "cli/report.h"
+
+namespace mlx_flash {
+namespace {
+
+struct PlanOptions {
+  EngineOptions engine;
+  bool json = false;
+};
+
+Result<int> plan(const PlanOptions& options) {
+  FLASH_ASSIGN_OR_RETURN(const Config config, options.engine.resolve_config());
+  FLASH_ASSIGN_OR_RETURN(const PlanSummary plan, Engine::plan_only(config));
+  if (options.json) {
+    FLASH_RETURN_IF_ERROR(write_json_line(plan_json(plan)));
+  } else {
+    FLASH_RETURN_IF_ERROR(
+        write_stdout(plan_table(plan, options.engine.name(config.model))));
+  }
+  return 0;
+}
+
+}  // namespace
+
+CommandFn add_plan(CLI::App& app) {
+  auto options = std::make_shared<PlanOptions>();
+  add_engine_options(app, options->engine);
+  app.add_flag("--json", options->json, "One JSON object on stdout")
+      ->group("Output");
+  return [options] { return plan(*options); };
+}
+
+}  // namespace mlx_flash
