@@ -22,10 +22,6 @@ namespace HWY_NAMESPACE {
 
 #if FLASH_KERNEL_STUB
 
-[[noreturn]] void stub() {
-  check_failed(
-      __FILE__, __LINE__, "an instruction set with fused multiply-add");
-}
 void attend(const AttentionShape&,
             const float*,
             std::span<const KvBlock>,
@@ -35,10 +31,10 @@ void attend(const AttentionShape&,
             size_t,
             size_t,
             float*) {
-  stub();
+  FLASH_KERNEL_STUB_CALLED();
 }
 void store_kv(const float*, size_t, DType, std::byte*) {
-  stub();
+  FLASH_KERNEL_STUB_CALLED();
 }
 
 #else

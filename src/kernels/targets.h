@@ -10,6 +10,8 @@
 // each kernel is a stub (FLASH_KERNEL_STUB) that kernels::supported() keeps
 // from ever being called.
 
+#include "base/check.h"
+
 #ifdef HWY_DISABLED_TARGETS
 #error "include kernels/targets.h before Highway"
 #endif
@@ -19,3 +21,5 @@
 
 // True while the baseline without a fused multiply-add is being compiled.
 #define FLASH_KERNEL_STUB (HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128)
+#define FLASH_KERNEL_STUB_CALLED() \
+  ::mlx_flash::check_failed(__FILE__, __LINE__, "kernels::supported()")

@@ -20,29 +20,29 @@ HWY_BEFORE_NAMESPACE();
 namespace mlx_flash::kernels {
 namespace HWY_NAMESPACE {
 
+const char* name_of_target() {
+  return hwy::TargetName(HWY_TARGET);
+}
+
 #if FLASH_KERNEL_STUB
 
-[[noreturn]] void stub() {
-  check_failed(
-      __FILE__, __LINE__, "an instruction set with fused multiply-add");
-}
 void rms_norm(const float*, const float*, float, size_t, float*) {
-  stub();
+  FLASH_KERNEL_STUB_CALLED();
 }
 void add(const float*, const float*, size_t, float*) {
-  stub();
+  FLASH_KERNEL_STUB_CALLED();
 }
 void silu_mul(const float*, const float*, size_t, float*) {
-  stub();
+  FLASH_KERNEL_STUB_CALLED();
 }
 void gelu_tanh_mul(const float*, const float*, size_t, float*) {
-  stub();
+  FLASH_KERNEL_STUB_CALLED();
 }
 void rope(float*, const float*, size_t, bool) {
-  stub();
+  FLASH_KERNEL_STUB_CALLED();
 }
 size_t argmax(const float*, size_t) {
-  stub();
+  FLASH_KERNEL_STUB_CALLED();
 }
 
 #else
@@ -197,6 +197,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace mlx_flash::kernels {
 
+HWY_EXPORT(name_of_target);
 HWY_EXPORT(rms_norm);
 HWY_EXPORT(add);
 HWY_EXPORT(silu_mul);
@@ -210,8 +211,7 @@ bool supported() {
 }
 
 const char* target_name() {
-  const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
-  return hwy::TargetName(usable & -usable);  // the lowest bit is the best
+  return HWY_DYNAMIC_DISPATCH(name_of_target)();
 }
 
 void rms_norm(

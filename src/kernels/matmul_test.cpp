@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT
+#include "kernels/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "kernels/reference.h"
+#include "kernels/test_matrix.h"
+#include "kernels/vector_ops.h"
+
+namespace mlx_flash::kernels {
+namespace {
+
+// 64-aligned scratch memory filled with NaN: nothing may rely on its contents.
+class Scratch {
+ public:
+  Scratch() : bytes_(matmul_scratch_bytes() + 64, std::byte{0xFF}) {
+    void* p = bytes_.data();
+    size_t space = bytes_.size();
+    data_ = static_cast<std::byte*>(
+        std::align(64, matmul_scratch_bytes(), p, space));
+  }
+  std::byte* data() { return data_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+  std::byte* data_;
+};
+
+std::vector<float> product(const WeightRows& w,
+                           const std::vector<float>& x,
+                           size_t x_stride,
+                           size_t tokens) {
+  Scratch scratch;
+  std::vector<float> y(tokens * w.rows, 12345.0f);
+  matmul(w,
+         0,
+         w.rows,
+         x.data(),
+         x_stride,
+         tokens,
+         y.data(),
+         w.rows,
+         scratch.data());
+  return y;
+}
+
+std::vector<float> reference_product(const WeightRows& w,
+                                     const std::vector<float>& x,
+                                     size_t x_stride,
+                                     size_t tokens) {
+  std::vector<float> y(tokens * w.rows);
+  reference::matmul(w, 0, w.rows, x.data(), x_stride, tokens, y.data(), w.rows);
+  return y;
+}
+
+// The number of the first elements that differ, or -1.
+int first_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!same_bits(a[i], b[i])) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+// The smallest width of the format that is at least `cols`.
+size_t width(const WeightFormat& format, size_t cols) {
+  const size_t g = format.group_size;
+  return (cols + g - 1) / g * g;
+}
+
+// Widths around the vectors, the groups and the panel of each format.
+std::vector<size_t> widths(const WeightFormat& format) {
+  const size_t g = format.group_size;
+  if (g == 1) return {1, 3, 8, 15, 16, 17, 31, 33, 100, 1023, 1025, 1029};
+  if (g == 256) return {256, 768, 1280};
+  return {g, 2 * g, 3 * g, 1024 + g};
+}
+
+TEST(Matmul, EqualsTheReferenceForEveryFormatAndTarget) {
+  for (int64_t target : runnable_targets()) {
+    const ForcedTarget forced(target);
+    ASSERT_EQ(target_label(target), target_name());
+    Random random(7);
+    for (const WeightFormat& format : reference::all_formats()) {
+      for (size_t cols : widths(format)) {
+        const size_t rows = 1 + random() % 9;
+        const TestMatrix m(format, rows, cols, random, 1 + random() % 15);
+        const size_t x_stride = cols + random() % 5;
+        const auto x = random_floats(7 * x_stride, random, random() % 2 == 0);
+        const auto expected = reference_product(m.rows(), x, x_stride, 7);
+        for (size_t tokens : {1, 2, 3, 7}) {
+          const auto y = product(m.rows(), x, x_stride, tokens);
+          const int where = first_difference(y, expected);
+          ASSERT_EQ(where, -1)
+              << target_label(target) << " " << format_name(format) << " cols "
+              << cols << " rows " << rows << " tokens " << tokens;
+        }
+      }
+    }
+  }
+}
+
+TEST(Matmul, TokensPastOneBlockAndRowsPastOnePanelEqualTheReference) {
+  for (int64_t target : runnable_targets()) {
+    const ForcedTarget forced(target);
+    Random random(8);
+    for (const WeightFormat& format : {dense_format(DType::kBF16),
+                                       affine_format(4, 64, DType::kBF16),
+                                       block_format(WeightKind::kQ4_K)}) {
+      const TestMatrix m(format, 37, 1280, random, 3);
+      for (size_t tokens : {63, 64, 65, 131}) {
+        const auto x = random_floats(tokens * 1280, random);
+        ASSERT_EQ(
+            first_difference(product(m.rows(), x, 1280, tokens),
+                             reference_product(m.rows(), x, 1280, tokens)),
+            -1)
+            << target_label(target) << " " << format_name(format) << " "
+            << tokens;
+      }
+    }
+  }
+}
+
+TEST(Matmul, AnyRowSplitGivesTheSameBitsAndTouchesNothingElse) {
+  Random random(9);
+  for (const WeightFormat& format : reference::all_formats()) {
+    const size_t cols = width(format, 40);
+    const size_t rows = 23;
+    const TestMatrix m(format, rows, cols, random);
+    for (size_t tokens : {1, 5}) {
+      const auto x = random_floats(tokens * cols, random);
+      const auto whole = product(m.rows(), x, cols, tokens);
+      const size_t stride = rows + 3;
+      std::vector<float> y(tokens * stride, 777.0f);
+      Scratch scratch;
+      for (size_t begin = 0; begin < rows;) {
+        const size_t end = std::min(rows, begin + random() % 6);
+        matmul(m.rows(),
+               begin,
+               end,
+               x.data(),
+               cols,
+               tokens,
+               y.data(),
+               stride,
+               scratch.data());
+        begin = end;
+      }
+      for (size_t t = 0; t < tokens; ++t) {
+        for (size_t r = 0; r < stride; ++r) {
+          const float expected = r < rows ? whole[t * rows + r] : 777.0f;
+          ASSERT_TRUE(same_bits(y[t * stride + r], expected))
+              << format_name(format) << " token " << t << " row " << r;
+        }
+      }
+    }
+  }
+}
+
+TEST(Matmul, InfinitiesAndNansInScalesReachTheSameOutputs) {
+  for (int64_t target : runnable_targets()) {
+    const ForcedTarget forced(target);
+    Random random(10);
+    for (const WeightFormat& format : reference::all_formats()) {
+      const size_t cols = width(format, 48);
+      TestMatrix m(format, 6, cols, random);
+      const RowBytes bytes = row_bytes(format, cols);
+      // All bits set is NaN or infinite in every kind of scale and number.
+      std::memset(m.weight() + 2 * bytes.weight, 0xFF, bytes.weight);
+      if (bytes.scales > 0) {
+        std::memset(m.scales() + 3 * bytes.scales, 0xFF, bytes.scales);
+        std::memset(m.scales() + 4 * bytes.scales, 0, bytes.scales);
+      }
+      auto x = random_floats(2 * cols, random);
+      x[cols + 5] = INFINITY;
+      for (size_t tokens : {1, 2}) {
+        ASSERT_EQ(
+            first_difference(product(m.rows(), x, cols, tokens),
+                             reference_product(m.rows(), x, cols, tokens)),
+            -1)
+            << target_label(target) << " " << format_name(format);
+      }
+    }
+  }
+}
+
+// Sums that only a tail of the canonical order gives: negative zero survives.
+TEST(Matmul, UnderflowToMinusZeroSurvivesTheEndOfARow) {
+  for (int64_t target : runnable_targets()) {
+    const ForcedTarget forced(target);
+    Random random(11);
+    TestMatrix m(dense_format(DType::kF32), 1, 24, random);
+    std::vector<float> w(24, 1e-30f);
+    std::memcpy(m.weight(), w.data(), 96);
+    const std::vector<float> x(48, -1e-30f);
+    for (size_t tokens : {1, 2}) {
+      const auto y = product(m.rows(), x, 24, tokens);
+      EXPECT_TRUE(same_bits(y[0], -0.0f)) << target_label(target);
+    }
+  }
+}
+
+// The test above would be empty if any order gave these bits.
+TEST(Matmul, AnotherOrderOfSummationGivesOtherBits) {
+  Random random(12);
+  const TestMatrix m(affine_format(4, 64, DType::kF16), 16, 512, random);
+  const auto x = random_floats(512, random);
+  const auto y = product(m.rows(), x, 512, 1);
+  std::vector<float> eight(16);
+  for (size_t r = 0; r < 16; ++r) {
+    float acc[8] = {};
+    for (size_t k = 0; k < 512; ++k) {
+      acc[k % 8] =
+          std::fma(reference::weight(m.rows(), r, k), x[k], acc[k % 8]);
+    }
+    eight[r] = ((acc[0] + acc[4]) + (acc[2] + acc[6])) +
+               ((acc[1] + acc[5]) + (acc[3] + acc[7]));
+  }
+  EXPECT_NE(first_difference(y, eight), -1);
+  EXPECT_EQ(first_difference(y, reference_product(m.rows(), x, 512, 1)), -1);
+}
+
+TEST(Matmul, EveryWeightAndEveryInputCounts) {
+  Random random(13);
+  for (const WeightFormat& format : reference::all_formats()) {
+    const size_t cols = width(format, 21);
+    const TestMatrix m(format, 1, cols, random);
+    for (size_t k = 0; k < cols; ++k) {
+      std::vector<float> x(cols, 0.0f);
+      x[k] = 1.0f;
+      // A sum of zeros and one product is the weight itself.
+      ASSERT_EQ(product(m.rows(), x, cols, 1)[0],
+                reference::weight(m.rows(), 0, k))
+          << format_name(format) << " " << k;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mlx_flash::kernels

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+
+// One stored weight at a time, from the descriptions of the formats: MLX's
+// documentation of `quantize`, and the structs of ggml-common.h.
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "kernels/reference.h"
+
+namespace mlx_flash::kernels::reference {
+namespace {
+
+unsigned byte_at(const std::byte* p, size_t i) {
+  return std::to_integer<unsigned>(p[i]);
+}
+
+uint16_t u16_at(const std::byte* p, size_t offset) {
+  return static_cast<uint16_t>(byte_at(p, offset) |
+                               (byte_at(p, offset + 1) << 8));
+}
+
+float half_at(const std::byte* p, size_t offset) {
+  return half_to_float(u16_at(p, offset));
+}
+
+float number_at(const std::byte* p, DType dtype, size_t i) {
+  if (dtype == DType::kF16) return half_to_float(u16_at(p, 2 * i));
+  if (dtype == DType::kBF16) return bfloat_to_float(u16_at(p, 2 * i));
+  float value;
+  std::memcpy(&value, p + 4 * i, 4);
+  return value;
+}
+
+// Bit by bit: field k of a little-endian stream of fields.
+float field(const std::byte* p, size_t k, unsigned bits) {
+  unsigned q = 0;
+  for (unsigned b = 0; b < bits; ++b) {
+    const size_t bit = k * bits + b;
+    q |= ((byte_at(p, bit / 8) >> (bit % 8)) & 1u) << b;
+  }
+  return static_cast<float>(q);
+}
+
+float e2m1(unsigned code) {
+  constexpr float kValues[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+  return (code & 8) != 0 ? -kValues[code & 7] : kValues[code & 7];
+}
+
+float e4m3(unsigned code) {
+  const int exponent = static_cast<int>(code >> 3) & 15;
+  const int mantissa = static_cast<int>(code) & 7;
+  float value = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                              : std::ldexp(static_cast<float>(8 + mantissa),
+                                           exponent - 10);
+  if ((code & 0x7F) == 0x7F) value = std::numeric_limits<float>::quiet_NaN();
+  return (code & 0x80) != 0 ? -value : value;
+}
+
+float power_of_two(unsigned code) {
+  return std::ldexp(1.0f, static_cast<int>(code) - 127);
+}
+
+unsigned nibble(const std::byte* p, size_t i) {
+  return (byte_at(p, i / 2) >> (i % 2 * 4)) & 15;
+}
+
+// Block of 32 whose bytes hold value i low and value i + 16 high.
+unsigned split_nibble(const std::byte* qs, size_t i) {
+  return i < 16 ? byte_at(qs, i) & 15 : byte_at(qs, i - 16) >> 4;
+}
+
+unsigned bit_of(const std::byte* p, size_t i) {
+  return (byte_at(p, i / 8) >> (i % 8)) & 1;
+}
+
+// Pair i of the packed scales and minimums of Q4_K and Q5_K.
+void scale_min_k4(const std::byte* s, size_t i, float* scale, float* minimum) {
+  if (i < 4) {
+    *scale = static_cast<float>(byte_at(s, i) & 63);
+    *minimum = static_cast<float>(byte_at(s, i + 4) & 63);
+  } else {
+    *scale = static_cast<float>((byte_at(s, i + 4) & 15) |
+                                (byte_at(s, i - 4) >> 6 << 4));
+    *minimum = static_cast<float>((byte_at(s, i + 4) >> 4) |
+                                  (byte_at(s, i) >> 6 << 4));
+  }
+}
+
+float q2_k(const std::byte* b, size_t i) {  // scales[16] qs[64] d dmin
+  const unsigned s = byte_at(b, i / 16);
+  const unsigned q =
+      (byte_at(b, 16 + i / 128 * 32 + i % 32) >> (i % 128 / 32 * 2)) & 3;
+  const float scale = half_at(b, 80) * static_cast<float>(s & 15);
+  const float minimum = half_at(b, 82) * static_cast<float>(s >> 4);
+  return std::fma(scale, static_cast<float>(q), -minimum);
+}
+
+float q3_k(const std::byte* b, size_t i) {  // hmask[32] qs[64] scales[12] d
+  const std::byte* scales = b + 96;
+  const size_t s = i / 16;
+  const unsigned low =
+      s < 8 ? byte_at(scales, s) & 15 : byte_at(scales, s - 8) >> 4;
+  const unsigned high = (byte_at(scales, 8 + s % 4) >> (s / 4 * 2)) & 3;
+  const int scale = static_cast<int>(low | (high << 4)) - 32;
+  const unsigned q =
+      (byte_at(b, 32 + i / 128 * 32 + i % 32) >> (i % 128 / 32 * 2)) & 3;
+  const unsigned third = (byte_at(b, i % 32) >> (i / 32)) & 1;
+  const int value = static_cast<int>(q | (third << 2)) - 4;
+  return half_at(b, 108) * static_cast<float>(scale) *
+         static_cast<float>(value);
+}
+
+float q4_k(const std::byte* b, size_t i) {  // d dmin scales[12] qs[128]
+  float scale;
+  float minimum;
+  scale_min_k4(b + 4, i / 32, &scale, &minimum);
+  const unsigned q =
+      (byte_at(b, 16 + i / 64 * 32 + i % 32) >> (i % 64 / 32 * 4)) & 15;
+  return std::fma(
+      half_at(b, 0) * scale, static_cast<float>(q), -(half_at(b, 2) * minimum));
+}
+
+float q5_k(const std::byte* b, size_t i) {  // d dmin scales[12] qh[32] qs[128]
+  float scale;
+  float minimum;
+  scale_min_k4(b + 4, i / 32, &scale, &minimum);
+  const unsigned low =
+      (byte_at(b, 48 + i / 64 * 32 + i % 32) >> (i % 64 / 32 * 4)) & 15;
+  const unsigned fifth = (byte_at(b, 16 + i % 32) >> (i / 32)) & 1;
+  return std::fma(half_at(b, 0) * scale,
+                  static_cast<float>(low | (fifth << 4)),
+                  -(half_at(b, 2) * minimum));
+}
+
+float q6_k(const std::byte* b, size_t i) {  // ql[128] qh[64] scales[16] d
+  const size_t n = i / 128;
+  const size_t j = i % 128;
+  const unsigned low = (byte_at(b, n * 64 + j % 64) >> (j / 64 * 4)) & 15;
+  const unsigned high = (byte_at(b, 128 + n * 32 + j % 32) >> (j / 32 * 2)) & 3;
+  const auto scale = static_cast<int8_t>(byte_at(b, 192 + i / 16));
+  const int value = static_cast<int>(low | (high << 4)) - 32;
+  return half_at(b, 208) * static_cast<float>(scale) *
+         static_cast<float>(value);
+}
+
+float block_value(WeightKind kind, const std::byte* b, size_t i) {
+  const auto f = [](unsigned q) { return static_cast<float>(q); };
+  switch (kind) {
+    case WeightKind::kQ4_0:
+      return half_at(b, 0) * (f(split_nibble(b + 2, i)) - 8.0f);
+    case WeightKind::kQ4_1:
+      return std::fma(half_at(b, 0), f(split_nibble(b + 4, i)), half_at(b, 2));
+    case WeightKind::kQ5_0:
+      return half_at(b, 0) *
+             (f(split_nibble(b + 6, i) | (bit_of(b + 2, i) << 4)) - 16.0f);
+    case WeightKind::kQ5_1:
+      return std::fma(half_at(b, 0),
+                      f(split_nibble(b + 8, i) | (bit_of(b + 4, i) << 4)),
+                      half_at(b, 2));
+    case WeightKind::kQ8_0:
+      return half_at(b, 0) *
+             static_cast<float>(static_cast<int8_t>(byte_at(b, 2 + i)));
+    case WeightKind::kQ2_K:
+      return q2_k(b, i);
+    case WeightKind::kQ3_K:
+      return q3_k(b, i);
+    case WeightKind::kQ4_K:
+      return q4_k(b, i);
+    case WeightKind::kQ5_K:
+      return q5_k(b, i);
+    case WeightKind::kQ6_K:
+      return q6_k(b, i);
+    default:
+      FLASH_CHECK(!"a block format");
+      return 0;
+  }
+}
+
+}  // namespace
+
+float weight(const WeightRows& w, size_t r, size_t k) {
+  const RowBytes bytes = row_bytes(w.format, w.cols);
+  const std::byte* row = w.weight + r * bytes.weight;
+  const std::byte* scales = w.scales + r * bytes.scales;
+  const size_t group = k / w.format.group_size;
+  switch (w.format.kind) {
+    case WeightKind::kF32:
+      return number_at(row, DType::kF32, k);
+    case WeightKind::kF16:
+      return number_at(row, DType::kF16, k);
+    case WeightKind::kBF16:
+      return number_at(row, DType::kBF16, k);
+    case WeightKind::kAffine:
+      return std::fma(
+          number_at(scales, w.format.scale_dtype, group),
+          field(row, k, w.format.bits),
+          number_at(w.biases + r * bytes.biases, w.format.scale_dtype, group));
+    case WeightKind::kMxfp4:
+      return e2m1(nibble(row, k)) * power_of_two(byte_at(scales, group));
+    case WeightKind::kMxfp8:
+      return e4m3(byte_at(row, k)) * power_of_two(byte_at(scales, group));
+    case WeightKind::kNvfp4:
+      return e2m1(nibble(row, k)) * e4m3(byte_at(scales, group));
+    default: {
+      const size_t block_bytes = bytes.weight / (w.cols / w.format.group_size);
+      return block_value(
+          w.format.kind, row + group * block_bytes, k % w.format.group_size);
+    }
+  }
+}
+
+}  // namespace mlx_flash::kernels::reference

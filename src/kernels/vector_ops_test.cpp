@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: MIT
+#include "kernels/vector_ops.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/reference.h"
+#include "kernels/test_matrix.h"
+
+namespace mlx_flash::kernels {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+// Sizes around every vector width.
+constexpr size_t kSizes[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 576};
+
+template <class Fn>
+void for_each_target(const Fn& fn) {
+  ASSERT_TRUE(supported());
+  for (int64_t target : runnable_targets()) {
+    const ForcedTarget forced(target);
+    ASSERT_EQ(target_label(target), target_name());
+    SCOPED_TRACE(target_label(target));
+    fn();
+  }
+}
+
+void expect_same(const std::vector<float>& a, const std::vector<float>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_TRUE(same_bits(a[i], b[i]))
+        << "at " << i << " of " << a.size() << ": " << a[i] << ", " << b[i];
+  }
+}
+
+// Gates that reach every branch: large, tiny, infinite, NaN.
+std::vector<float> gates(size_t n, Random& random) {
+  constexpr float kSpecial[] = {0.0f,
+                                -0.0f,
+                                kInf,
+                                -kInf,
+                                kNan,
+                                1e30f,
+                                -1e30f,
+                                88.8f,
+                                -88.8f,
+                                -103.9f,
+                                -104.1f,
+                                1e-40f};
+  auto x = random_floats(n, random);
+  for (float& value : x) {
+    value *= random() % 2 == 0 ? 5.0f : 110.0f;
+    if (random() % 8 == 0) value = kSpecial[random() % std::size(kSpecial)];
+  }
+  return x;
+}
+
+TEST(VectorOps, RmsNormEqualsTheReference) {
+  for_each_target([] {
+    Random random(1);
+    for (size_t n : kSizes) {
+      const auto x = random_floats(n, random, true);
+      const auto w = random_floats(n, random);
+      for (const float* weight :
+           {w.data(), static_cast<const float*>(nullptr)}) {
+        std::vector<float> expected(n);
+        auto y = x;
+        reference::rms_norm(x.data(), weight, 1e-5f, n, expected.data());
+        rms_norm(y.data(), weight, 1e-5f, n, y.data());  // in place
+        expect_same(y, expected);
+      }
+    }
+  });
+}
+
+TEST(VectorOps, RmsNormOfOnesIsOne) {
+  const std::vector<float> x(24, 3.0f);
+  std::vector<float> y(24);
+  rms_norm(x.data(), nullptr, 0.0f, 24, y.data());
+  for (float v : y) EXPECT_FLOAT_EQ(v, 1.0f);
+}
+
+TEST(VectorOps, AddEqualsScalarAddition) {
+  for_each_target([] {
+    Random random(2);
+    for (size_t n : kSizes) {
+      const auto a = random_floats(n, random, true);
+      auto b = random_floats(n, random);
+      std::vector<float> expected(n);
+      for (size_t i = 0; i < n; ++i) expected[i] = a[i] + b[i];
+      add(a.data(), b.data(), n, b.data());
+      expect_same(b, expected);
+    }
+  });
+}
+
+TEST(VectorOps, GatedActivationsEqualTheReference) {
+  for_each_target([] {
+    Random random(3);
+    for (size_t n : kSizes) {
+      for (int repeat = 0; repeat < 20; ++repeat) {
+        const auto gate = gates(n, random);
+        const auto up = random_floats(n, random);
+        std::vector<float> silu(n), gelu(n), y(n);
+        for (size_t i = 0; i < n; ++i) {
+          silu[i] = reference::silu(gate[i]) * up[i];
+          gelu[i] = reference::gelu_tanh(gate[i]) * up[i];
+        }
+        silu_mul(gate.data(), up.data(), n, y.data());
+        expect_same(y, silu);
+        y = gate;
+        gelu_tanh_mul(y.data(), up.data(), n, y.data());
+        expect_same(y, gelu);
+      }
+    }
+  });
+}
+
+// How far `value` is from the exact one, in units of its last place.
+double ulps(float value, double exact) {
+  const auto rounded = static_cast<float>(exact);
+  const double unit = std::nextafter(std::fabs(rounded), kInf) -
+                      static_cast<double>(std::fabs(rounded));
+  return std::fabs(static_cast<double>(value) - exact) / unit;
+}
+
+TEST(VectorOps, ExpIsWithinAnUlpAndAHalf) {
+  double worst = 0;
+  for (double x = -104; x < 88.7; x += 0.000917) {
+    const auto xf = static_cast<float>(x);
+    worst = std::max(
+        worst, ulps(reference::exp(xf), std::exp(static_cast<double>(xf))));
+  }
+  EXPECT_LT(worst, 1.5);
+  RecordProperty("worst_ulps", std::to_string(worst));
+  EXPECT_EQ(reference::exp(0.0f), 1.0f);
+  EXPECT_EQ(reference::exp(kInf), kInf);
+  EXPECT_EQ(reference::exp(89.0f), kInf);
+  EXPECT_EQ(reference::exp(1e30f), kInf);
+  EXPECT_EQ(reference::exp(-kInf), 0.0f);
+  EXPECT_EQ(reference::exp(-1e30f), 0.0f);
+  EXPECT_TRUE(std::isnan(reference::exp(kNan)));
+}
+
+TEST(VectorOps, ActivationsAreAccurate) {
+  for (double g = -20; g < 20; g += 0.0137) {
+    const auto gate = static_cast<float>(g);
+    const auto z = static_cast<double>(gate);
+    const float one = 1.0f;
+    float silu = 0;
+    float gelu = 0;
+    silu_mul(&gate, &one, 1, &silu);
+    gelu_tanh_mul(&gate, &one, 1, &gelu);
+    EXPECT_LT(ulps(silu, z / (1 + std::exp(-z))), 4) << g;
+    const double u = 0.7978845608028654 * (z + 0.044715 * z * z * z);
+    const double exact = z / (1 + std::exp(-2 * u));
+    if (std::fabs(exact) < 1e-36) {  // the exponential overflows: zero is near
+      EXPECT_NEAR(gelu, exact, 1e-36);
+    } else {  // the relative error grows with the size of exp's argument
+      EXPECT_LT(ulps(gelu, exact), 4 + 4 * std::fabs(u)) << g;
+    }
+  }
+}
+
+TEST(VectorOps, RopeEqualsTheReferenceAndLeavesTheRest) {
+  for_each_target([] {
+    Random random(4);
+    for (size_t dims : {2, 4, 6, 10, 16, 18, 32, 34, 64, 128}) {
+      for (bool interleaved : {false, true}) {
+        auto x = random_floats(dims + 5, random);
+        auto expected = x;
+        const auto cos_sin = random_floats(dims, random);
+        rope(x.data(), cos_sin.data(), dims, interleaved);
+        reference::rope(expected.data(), cos_sin.data(), dims, interleaved);
+        expect_same(x, expected);
+      }
+    }
+  });
+}
+
+TEST(VectorOps, RopeTurnsAPairByItsAngle) {
+  std::vector<float> x = {1.0f, 0.0f, 0.0f, 2.0f};
+  const std::vector<float> cos_sin = {0.0f, 1.0f, 1.0f, 0.0f};
+  rope(x.data(), cos_sin.data(), 4, false);  // pairs (0, 2) and (1, 3)
+  EXPECT_EQ(x, (std::vector<float>{0.0f, 0.0f, 1.0f, 2.0f}));
+  x = {1.0f, 0.0f, 3.0f, 2.0f};
+  rope(x.data(), cos_sin.data(), 4, true);  // pairs (0, 1) and (2, 3)
+  EXPECT_EQ(x, (std::vector<float>{0.0f, 1.0f, 3.0f, 2.0f}));
+}
+
+TEST(VectorOps, ArgmaxFindsTheFirstLargest) {
+  for_each_target([] {
+    Random random(5);
+    for (size_t n : kSizes) {
+      for (int repeat = 0; repeat < 50; ++repeat) {
+        std::vector<float> x(n);
+        for (float& v : x) {  // many equals, some specials
+          v = static_cast<float>(random() % 4);
+          if (random() % 6 == 0) v = kNan;
+          if (random() % 6 == 0) v = -kInf;
+        }
+        ASSERT_EQ(argmax(x.data(), n), reference::argmax(x.data(), n));
+      }
+      const std::vector<float> nans(n, kNan);
+      EXPECT_EQ(argmax(nans.data(), n), 0u);
+      std::vector<float> low(n, -kInf);
+      low[0] = kNan;
+      EXPECT_EQ(argmax(low.data(), n), n > 1 ? 1u : 0u);
+    }
+    const float zeros[] = {-1.0f, -0.0f, 0.0f};
+    EXPECT_EQ(argmax(zeros, 3), 1u);
+  });
+}
+
+}  // namespace
+}  // namespace mlx_flash::kernels
