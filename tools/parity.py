@@ -242,9 +242,8 @@ class Job:
 
 
 def jobs_of(case: tiny.Case) -> list:
-    jobs = []
-    if not case.gguf:
-        jobs += [Job(c, STOCK, "stock", check_stock) for c in case.chunks]
+    # A GGUF file's reference is a float32 folder: its own dtype is float32.
+    jobs = [Job(c, STOCK, "stock", check_stock) for c in case.chunks]
     for chunks in case.fast_chunks or case.chunks:
         jobs.append(Job(chunks, FAST_F32, "float32", check_fast_f32))
         jobs.append(Job(chunks, FAST, "float32", check_fast))
