@@ -32,9 +32,9 @@ HWY_INLINE V16B low_nibble(V16B v) {
   return hn::And(v, set_bytes(15));
 }
 
-// Part P of sixteen bytes as float32; T is uint8_t or int8_t.
-template <size_t P, typename T = uint8_t>
-HWY_INLINE VF widen(V16B bytes) {
+// Part P of sixteen bytes as int32; T is uint8_t or int8_t.
+template <size_t P, typename T>
+HWY_INLINE VI widen_ints(V16B bytes) {
   const hn::Full128<T> d;
   const auto v = hn::BitCast(d, bytes);
   VI wide;
@@ -54,7 +54,17 @@ HWY_INLINE VF widen(V16B bytes) {
       P % 2 == 0 ? half : hn::BitCast(dh, hn::Shuffle2301(words));
   wide = hn::PromoteTo(DI(), hn::LowerHalf(dq, quarter));
 #endif
-  return hn::ConvertTo(DF(), wide);
+  return wide;
+}
+
+// The same as float32, and as bits.
+template <size_t P, typename T = uint8_t>
+HWY_INLINE VF widen(V16B bytes) {
+  return hn::ConvertTo(DF(), widen_ints<P, T>(bytes));
+}
+template <size_t P>
+HWY_INLINE VU widen_bits(V16B bytes) {
+  return hn::BitCast(DU(), widen_ints<P, uint8_t>(bytes));
 }
 
 // Sixteen values fma(scale, q, offset).
@@ -75,6 +85,39 @@ HWY_INLINE void emit_signed(
     return hn::Mul(scale, widen<i, int8_t>(centred));
   });
 }
+
+// fma(scale, q, offset) for the nibbles q of sixteen bytes.
+class AffineNibbles {
+ public:
+  HWY_INLINE AffineNibbles(VF scale, VF offset)
+      : scale_(scale), offset_(offset), table_(scale, offset) {}
+
+  template <class Sink>
+  HWY_INLINE void low(const Sink& sink, size_t k, V16B bytes) const {
+    if constexpr (kTables) {
+      emit16(sink, k, [&](auto i) FLASH_INLINE_LAMBDA {
+        return table_.of(widen_bits<i>(bytes));
+      });
+    } else {
+      emit_affine(sink, k, low_nibble(bytes), scale_, offset_);
+    }
+  }
+  template <class Sink>
+  HWY_INLINE void high(const Sink& sink, size_t k, V16B bytes) const {
+    if constexpr (kTables) {
+      emit16(sink, k, [&](auto i) FLASH_INLINE_LAMBDA {
+        return table_.of(hn::ShiftRight<4>(widen_bits<i>(bytes)));
+      });
+    } else {
+      emit_affine(sink, k, high_nibble(bytes), scale_, offset_);
+    }
+  }
+
+ private:
+  VF scale_;
+  VF offset_;
+  AffineFields<4> table_;
+};
 
 // One row of blocks of kBytes bytes.
 template <size_t kValues, size_t kBytes>
@@ -99,8 +142,19 @@ struct Q4_0 : BlockRow<32, 18> {
     const uint8_t* p = block(g);
     const VF d = broadcast_f16(p);
     const V16B q = load_bytes(p + 2);
-    emit_signed(sink, 0, low_nibble(q), d, 8);
-    emit_signed(sink, 16, high_nibble(q), d, 8);
+    if constexpr (kTables) {
+      const VF table =
+          hn::Mul(d, hn::Sub(hn::Iota(DF(), 0.0f), hn::Set(DF(), 8.0f)));
+      emit16(sink, 0, [&](auto i) FLASH_INLINE_LAMBDA {
+        return look_up(table, widen_bits<i>(q));
+      });
+      emit16(sink, 16, [&](auto i) FLASH_INLINE_LAMBDA {
+        return look_up(table, hn::ShiftRight<4>(widen_bits<i>(q)));
+      });
+    } else {
+      emit_signed(sink, 0, low_nibble(q), d, 8);
+      emit_signed(sink, 16, high_nibble(q), d, 8);
+    }
   }
 };
 
@@ -110,11 +164,10 @@ struct Q4_1 : BlockRow<32, 20> {
   template <class Sink>
   HWY_INLINE void group(size_t g, const Sink& sink) const {
     const uint8_t* p = block(g);
-    const VF d = broadcast_f16(p);
-    const VF m = broadcast_f16(p + 2);
+    const AffineNibbles values(broadcast_f16(p), broadcast_f16(p + 2));
     const V16B q = load_bytes(p + 4);
-    emit_affine(sink, 0, low_nibble(q), d, m);
-    emit_affine(sink, 16, high_nibble(q), d, m);
+    values.low(sink, 0, q);
+    values.high(sink, 16, q);
   }
 };
 
@@ -226,14 +279,14 @@ struct Q4_K : BlockRow<256, 144> {
     for (size_t j = 0; j < 4; ++j) {
       const V16B q0 = load_bytes(p + 16 + 32 * j);
       const V16B q1 = load_bytes(p + 32 + 32 * j);
-      VF scale = hn::Set(DF(), s.scale[2 * j]);
-      VF offset = hn::Set(DF(), s.minus_min[2 * j]);
-      emit_affine(sink, 64 * j, low_nibble(q0), scale, offset);
-      emit_affine(sink, 64 * j + 16, low_nibble(q1), scale, offset);
-      scale = hn::Set(DF(), s.scale[2 * j + 1]);
-      offset = hn::Set(DF(), s.minus_min[2 * j + 1]);
-      emit_affine(sink, 64 * j + 32, high_nibble(q0), scale, offset);
-      emit_affine(sink, 64 * j + 48, high_nibble(q1), scale, offset);
+      const AffineNibbles first(hn::Set(DF(), s.scale[2 * j]),
+                                hn::Set(DF(), s.minus_min[2 * j]));
+      first.low(sink, 64 * j, q0);
+      first.low(sink, 64 * j + 16, q1);
+      const AffineNibbles second(hn::Set(DF(), s.scale[2 * j + 1]),
+                                 hn::Set(DF(), s.minus_min[2 * j + 1]));
+      second.high(sink, 64 * j + 32, q0);
+      second.high(sink, 64 * j + 48, q1);
     }
   }
 };

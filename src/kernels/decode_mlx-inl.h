@@ -14,6 +14,8 @@
 #define MLX_FLASH_KERNELS_DECODE_MLX_INL_H_
 #endif
 
+#include <limits>
+
 #include "kernels/lanes-inl.h"
 #include "kernels/matmul.h"
 
@@ -153,14 +155,56 @@ HWY_INLINE VU raw_fields(const uint8_t* p) {
   }
 }
 
-template <int kBits, size_t P>
-HWY_INLINE VF fields(const uint8_t* p) {
-  VU q = raw_fields<kBits, P>(p);
-  if constexpr (kBits < 8) q = hn::And(q, hn::Set(DU(), (1u << kBits) - 1));
-  return hn::ConvertTo(DF(), hn::BitCast(DI(), q));
+// Where a vector has sixteen lanes it is itself a table of the sixteen values a
+// nibble can have: one instruction instead of mask, conversion and arithmetic.
+constexpr bool kTables = kN == 16;
+
+// Entry `index % 16` of the table. REQUIRES: kTables.
+HWY_INLINE VF look_up(VF table, VU index) {
+#if HWY_MAX_BYTES == 64
+#if HWY_IS_DEBUG_BUILD
+  index = hn::And(index, hn::Set(DU(), 15));  // Highway checks; hardware masks
+#endif
+  return hn::TableLookupLanes(table, hn::IndicesFromVec(DF(), index));
+#else
+  (void)index;
+  return table;
+#endif
+}
+
+// The low kBits bits of each lane as numbers.
+template <int kBits>
+HWY_INLINE VF field_values(VU raw) {
+  if constexpr (kBits < 8) {
+    raw = hn::And(raw, hn::Set(DU(), (1u << kBits) - 1));
+  }
+  return hn::ConvertTo(DF(), hn::BitCast(DI(), raw));
 }
 
 // ---- MLX affine: w = fma(scale, q, bias) ----
+
+// fma(scale, q, offset) for the kBits low bits q of a lane.
+template <int kBits>
+class AffineFields {
+ public:
+  HWY_INLINE AffineFields(VF scale, VF offset)
+      : scale_(scale), offset_(offset) {
+    if constexpr (kBits == 4 && kTables) {
+      scale_ = hn::MulAdd(scale, hn::Iota(DF(), 0.0f), offset);  // the table
+    }
+  }
+  HWY_INLINE VF of(VU raw) const {
+    if constexpr (kBits == 4 && kTables) {
+      return look_up(scale_, raw);
+    } else {
+      return hn::MulAdd(scale_, field_values<kBits>(raw), offset_);
+    }
+  }
+
+ private:
+  VF scale_;
+  VF offset_;
+};
 
 struct ScaleF32 {
   static constexpr size_t kBytes = 4;
@@ -188,24 +232,19 @@ class Affine {
 
   template <class Sink>
   HWY_INLINE void group(size_t g, const Sink& sink) const {
-    const VF scale = Scale::load(scales_ + g * Scale::kBytes);
-    const VF bias = Scale::load(biases_ + g * Scale::kBytes);
+    const AffineFields<kBits> values(Scale::load(scales_ + g * Scale::kBytes),
+                                     Scale::load(biases_ + g * Scale::kBytes));
     const uint8_t* p = p_ + g * (group_size_ * kBits / 8);
     for (size_t k = 0; k < group_size_; k += 32, p += 4 * kBits) {
-      run16(p, k, scale, bias, sink);
-      run16(p + 2 * kBits, k + 16, scale, bias, sink);
+      for (size_t i = 0; i < 2; ++i) {
+        emit16(sink, k + 16 * i, [&](auto part) FLASH_INLINE_LAMBDA {
+          return values.of(raw_fields<kBits, part>(p + i * 2 * kBits));
+        });
+      }
     }
   }
 
  private:
-  template <class Sink>
-  static HWY_INLINE void run16(
-      const uint8_t* p, size_t k, VF scale, VF bias, const Sink& sink) {
-    emit16(sink, k, [&](auto i) FLASH_INLINE_LAMBDA {
-      return hn::MulAdd(scale, fields<kBits, i>(p), bias);
-    });
-  }
-
   size_t group_size_;
   const uint8_t* p_;
   const uint8_t* scales_;
@@ -220,6 +259,39 @@ HWY_INLINE hn::Vec<hn::Full128<uint8_t>> low_half(
     hn::Vec<hn::Full128<uint8_t>> v) {
   return hn::And(v, hn::Set(hn::Full128<uint8_t>(), uint8_t{15}));
 }
+
+// Sixteen numbers e2m1(code) * scale.
+class E2m1 {
+ public:
+  explicit HWY_INLINE E2m1(VF scale) : scale_(scale) {
+    if constexpr (kTables) {
+      alignas(64) static constexpr float kValues[16] = {0.0f,
+                                                        0.5f,
+                                                        1.0f,
+                                                        1.5f,
+                                                        2.0f,
+                                                        3.0f,
+                                                        4.0f,
+                                                        6.0f,
+                                                        -0.0f,
+                                                        -0.5f,
+                                                        -1.0f,
+                                                        -1.5f,
+                                                        -2.0f,
+                                                        -3.0f,
+                                                        -4.0f,
+                                                        -6.0f};
+      scale_ = hn::Mul(hn::Load(DF(), kValues), scale);  // the table
+    }
+  }
+
+  // From the 8 bytes at p, low nibble first.
+  template <class Sink>
+  HWY_INLINE void emit(const Sink& sink, size_t k, const uint8_t* p) const;
+
+ private:
+  VF scale_;
+};
 
 struct Codes16 {
   hn::Vec<hn::Full128<uint16_t>> half[2];  // bfloat16 bits of 8 values each
@@ -288,6 +360,20 @@ HWY_INLINE VF e2m1_values(const Codes16& codes) {
   return hn::BitCast(DF(), hn::ShiftLeft<16>(bits));
 }
 
+template <class Sink>
+HWY_INLINE void E2m1::emit(const Sink& sink, size_t k, const uint8_t* p) const {
+  if constexpr (kTables) {
+    emit16(sink, k, [&](auto i) FLASH_INLINE_LAMBDA {
+      return look_up(scale_, raw_fields<4, i>(p));
+    });
+  } else {
+    const Codes16 codes = e2m1_codes(p);
+    emit16(sink, k, [&](auto i) FLASH_INLINE_LAMBDA {
+      return hn::Mul(e2m1_values<i>(codes), scale_);
+    });
+  }
+}
+
 // 2^(code - 127), OCP's e8m0 save that 255 is infinite, as in MLX.
 HWY_INLINE VF e8m0(uint8_t code) {
   const uint32_t bits = code == 0 ? 0x00400000u : uint32_t{code} << 23;
@@ -311,6 +397,22 @@ HWY_INLINE hn::Vec<D> e4m3(D d, hn::Vec<hn::Rebind<uint16_t, D>> code) {
   return hn::Mul(hn::PromoteTo(d, hn::BitCast(df16, bits)), hn::Set(d, 256.0f));
 }
 
+// The same for one code at a time.
+struct E4m3Table {
+  float value[256];
+  constexpr E4m3Table() : value() {
+    for (unsigned code = 0; code < 128; ++code) {
+      const unsigned exponent = code >> 3;
+      float v = static_cast<float>(exponent == 0 ? code & 7 : 8 + (code & 7));
+      for (unsigned e = exponent == 0 ? 1 : exponent; e < 10; ++e) v *= 0.5f;
+      for (unsigned e = 10; e < exponent; ++e) v *= 2.0f;
+      if (code == 127) v = std::numeric_limits<float>::quiet_NaN();
+      value[code] = v;
+      value[code + 128] = -v;
+    }
+  }
+};
+
 class Mxfp4 {
  public:
   Mxfp4(const WeightRows& w, size_t r)
@@ -320,13 +422,9 @@ class Mxfp4 {
 
   template <class Sink>
   HWY_INLINE void group(size_t g, const Sink& sink) const {
-    const VF scale = e8m0(scales_[g]);
-    for (size_t k = 0; k < 32; k += 16) {
-      const Codes16 codes = e2m1_codes(p_ + g * 16 + k / 2);
-      emit16(sink, k, [&](auto i) FLASH_INLINE_LAMBDA {
-        return hn::Mul(e2m1_values<i>(codes), scale);
-      });
-    }
+    const E2m1 values(e8m0(scales_[g]));
+    values.emit(sink, 0, p_ + g * 16);
+    values.emit(sink, 16, p_ + g * 16 + 8);
   }
 
  private:
@@ -369,12 +467,9 @@ class Nvfp4 {
 
   template <class Sink>
   HWY_INLINE void group(size_t g, const Sink& sink) const {
-    const hn::Rebind<uint16_t, DF> d16;
-    const VF scale = e4m3(DF(), hn::Set(d16, uint16_t{scales_[g]}));
-    const Codes16 codes = e2m1_codes(p_ + g * 8);
-    emit16(sink, 0, [&](auto i) FLASH_INLINE_LAMBDA {
-      return hn::Mul(e2m1_values<i>(codes), scale);
-    });
+    static constexpr E4m3Table kScales;
+    const E2m1 values(hn::Set(DF(), kScales.value[scales_[g]]));
+    values.emit(sink, 0, p_ + g * 8);
   }
 
  private:

@@ -7,12 +7,14 @@
 //   weight attend/<dtype>/<keys>       one query row of 32 heads, 8 KV heads of
 //   128
 // Ends with a hash of the results, equal on every machine. --smoke runs tiny
-// sizes once, for the test suite.
+// sizes once, for the test suite; --mib=N takes N MiB of weights instead of 256
+// (1: within the caches).
 
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <set>
@@ -275,10 +277,14 @@ void register_all(Bench& bench, bool smoke) {
 
 int run(int argc, char** argv) {
   bool smoke = false;
+  Sizes sizes = kFull;
   std::vector<char*> rest;
   for (int i = 0; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--smoke") {
       smoke = true;
+      sizes = kSmoke;
+    } else if (std::strncmp(argv[i], "--mib=", 6) == 0) {
+      sizes.bytes = std::strtoull(argv[i] + 6, nullptr, 10) << 20;
     } else {
       rest.push_back(argv[i]);
     }
@@ -289,7 +295,7 @@ int run(int argc, char** argv) {
   }
   int count = static_cast<int>(rest.size());
   benchmark::Initialize(&count, rest.data());
-  Bench bench(smoke ? kSmoke : kFull);
+  Bench bench(sizes);
   register_all(bench, smoke);
   benchmark::RunSpecifiedBenchmarks();
   std::printf("instruction set %s, results hash %016llx\n",

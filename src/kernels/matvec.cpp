@@ -7,6 +7,7 @@
 #include "kernels/targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/matvec.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "kernels/row_kernels.h"
@@ -30,12 +31,41 @@ void matvec(const WeightRows&, size_t, size_t, const float*, float*) {
 // each row's sixteen accumulators are.
 constexpr size_t kRows = 4;
 
+// Asks for the bytes that the same place of the next rows will need: each row
+// is too short a stream for the hardware to foresee much of it.
+class Prefetch {
+ public:
+  Prefetch(const WeightRows& w, size_t group_size)
+      : w_(w),
+        row_bytes_(row_bytes(w.format, w.cols).weight),
+        group_bytes_(row_bytes_ * group_size / w.cols),
+        ahead_(std::min(kRows * row_bytes_, kAheadMax)) {}
+
+  HWY_INLINE void group(size_t r, size_t g) const {
+    // An address past the matrix is never loaded from, nor does it fault.
+    const uintptr_t p = reinterpret_cast<uintptr_t>(w_.weight) +
+                        r * row_bytes_ + g * group_bytes_ + ahead_;
+    for (size_t i = 0; i < group_bytes_; i += 64) {
+      hwy::Prefetch(reinterpret_cast<const std::byte*>(p + i));
+    }
+  }
+
+ private:
+  static constexpr size_t kAheadMax = 8192;  // a part of the first cache
+
+  const WeightRows& w_;
+  size_t row_bytes_;
+  size_t group_bytes_;
+  size_t ahead_;
+};
+
 template <class Decoder>
 void matvec_rows(const WeightRows& w,
                  size_t row_begin,
                  size_t row_end,
                  const float* x,
                  float* y) {
+  const Prefetch prefetch(w, Decoder(w, row_begin).group_size());
   for (size_t r = row_begin; r < row_end; r += kRows) {
     // Past the end the last row is computed again and thrown away.
     const auto row = [&](size_t i) { return std::min(r + i, row_end - 1); };
@@ -49,6 +79,7 @@ void matvec_rows(const WeightRows& w,
     for (size_t g = 0; g < groups; ++g) {
       const float* xg = x + g * size;
       const auto add_group = [&](size_t i) FLASH_INLINE_LAMBDA {
+        prefetch.group(r + i, g);
         rows[i].group(g, [&](auto p, size_t k, VF v) FLASH_INLINE_LAMBDA {
           acc[i].part[p] =
               hn::MulAdd(v, hn::LoadU(DF(), xg + k), acc[i].part[p]);
