@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: build run test test-all lint format asan tsan clean distclean help \
-  setup setup-lint setup-parity
+  setup setup-lint setup-parity setup-model
 
 # make run: text and budget of the answer. They travel in the environment, so
 # that no quoting is lost on the way.
@@ -22,11 +22,11 @@ run: build ## answer a prompt (PROMPT=..., RAM=64MB, MODEL=...)
 
 # Unit tests first and side by side; what loads models and measures memory or
 # disks runs alone.
-test: build setup-parity ## all tests but the slow ones
+test: build setup-parity setup-model ## all tests but the slow ones
 	@cd build/release && $(CTEST) -j $(JOBS) -LE '^(model|disk|slow)$$'
 	@cd build/release && $(CTEST) -L '^(model|disk)$$' -LE '^slow$$'
 
-test-all: build setup-parity ## the slow tests too
+test-all: build setup-parity setup-model ## the slow tests too
 	@cd build/release && $(CTEST) -j $(JOBS) -LE '^(model|disk|slow)$$'
 	@cd build/release && $(CTEST) -L '^(model|disk|slow)$$'
 
@@ -37,7 +37,7 @@ format: setup-lint ## clang-format over our sources
 	@tools/lint.sh --fix-format
 
 # Sanitizers slow MLX-free code down 2-5 times; the slow tests stay out.
-asan: setup setup-parity ## address + undefined sanitizers, whole suite
+asan: setup setup-parity setup-model ## address + undefined sanitizers, whole suite
 	@tools/build.sh asan
 	@ctest --preset asan -j $(JOBS) -LE '^(disk|slow)$$'
 
@@ -59,6 +59,10 @@ setup-lint: setup
 
 setup-parity: setup
 	@tools/setup.sh parity
+
+# Tests that need the default model say SKIP without it.
+setup-model: setup
+	@tools/run_default_model.sh --path >/dev/null || true
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | \
