@@ -114,8 +114,8 @@ inline constexpr int kReadDepthMax = 256;
 
 enum class IoKind : uint8_t { kAuto, kUring, kThreads };
 
-// The back end asked for. Where io_uring cannot be had (old kernel, sandbox,
-// not Linux) it is threads; asked for by name, the process says so once.
+// The back end asked for; kAuto is threads. Where io_uring cannot be had (old
+// kernel, sandbox, not Linux) it is threads too, and the process says so once.
 std::unique_ptr<ReadQueue> make_read_queue(IoKind kind,
                                            const ReadQueueOptions& options);
 

@@ -208,7 +208,7 @@ TEST_P(ReadQueueTest, UrgentRequestsOvertake) {
       r[i].tag = i;
       r[i].read_class = ReadClass::kSpeculative;
     }
-    r[kCount - 1].read_class = ReadClass::kNeededNow;
+    r[0].read_class = r[kCount - 1].read_class = ReadClass::kNeededNow;
     for (ReadRequest& request : r) queue->submit(channel, request);
     queue->promote(r[kCount - 2], ReadClass::kKv);
     queue->promote(r[kCount - 2], ReadClass::kAhead);  // never lowers

@@ -171,16 +171,16 @@ class UringReadQueue final : public ReadQueue {
   }
 
   void finish_step(ReadRequest& r, int64_t result) {
-    uint64_t retries = 0;
-    const ReadStep step = advance_read(r, result, &retries);
-    if (step == ReadStep::kDone) check_read(r);
-    MutexLock lock(mutex_);
-    stats_.retries += retries;
-    if (step == ReadStep::kAgain) {
-      prepare(r);
-      push_to_kernel();
-      return;
+    {
+      MutexLock lock(mutex_);
+      if (advance_read(r, result, &stats_.retries) == ReadStep::kAgain) {
+        prepare(r);
+        push_to_kernel();
+        return;
+      }
     }
+    check_read(r);  // asks the system: not under the lock
+    MutexLock lock(mutex_);
     busy_.end(now());
     ++stats_.reads;
     stats_.bytes += r.done_bytes;

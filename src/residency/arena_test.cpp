@@ -22,7 +22,9 @@ std::unique_ptr<Arena> make(uint64_t address, uint64_t budget) {
   return std::move(Arena::create(address, budget)).value();
 }
 
-#if defined(__linux__)
+// (Sanitizers keep memory of their own for what was touched.)
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && \
+    !defined(__SANITIZE_ADDRESS__)
 uint64_t resident_bytes() {
   std::ifstream statm("/proc/self/statm");
   uint64_t total = 0;

@@ -196,7 +196,7 @@ TEST(Plan, AUsualTightBudgetIsSpentOnPins) {
   ASSERT_TRUE(made.ok());
   const Plan& plan = made->plan;
   EXPECT_GE(plan.ring_slots, 6u);
-  EXPECT_LE(plan.ring_bytes, 9 * kMB);
+  EXPECT_LE(plan.ring_bytes, 6 * kMB);
   EXPECT_GE(plan.context, 1024u);
   EXPECT_GT(plan.pinned_bytes, 25 * kMB);
   EXPECT_GT(plan.streamed_bytes, 0u);
