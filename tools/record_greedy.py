@@ -5,7 +5,7 @@
     record_greedy.py smollm2 MODEL.gguf OUT.json
     record_greedy.py stories STORIES_HF_FOLDER TEXT OUT.json
 
-smollm2: 48 tokens for those of PROMPTS whose answer has no near tie (tools/gguf_to_hf.py turns the file into
+smollm2: up to 48 tokens for each of PROMPTS (tools/gguf_to_hf.py turns the file into
 the float32 folder mlx-lm runs). stories: 256 tokens after <s>, which must spell
 the text of the file TEXT.
 
@@ -39,10 +39,11 @@ import tiny_gguf
 from parity import Reference
 
 TOKENS = 48
-# An answer with a nearer tie than this is left out: arithmetic that is as good
-# as mlx-lm's float32 (logits up to 30, errors below 1e-3 of that) may end it
-# otherwise.
+# An answer is recorded up to the first tie nearer than this: there, arithmetic
+# as good as mlx-lm's (logits up to 30, errors below 1e-3 of that) may go on
+# otherwise. Shorter answers than TOKENS_MIN are left out.
 GAP_MIN = 0.03
+TOKENS_MIN = 16
 PROMPTS = [
     ("chat", "What is the capital of France?"),
     ("chat", "Write a short poem about the sea."),
@@ -105,6 +106,14 @@ def greedy(reference: Reference, ids: list, count: int, eos: set) -> dict:
     return found
 
 
+def without_near_ties(found: dict) -> dict:
+    near = [i for i, gap in enumerate(found["gaps"]) if gap < GAP_MIN]
+    if not near:
+        return found
+    lists = ("tokens", "gaps", "runners_up")
+    return {**{k: found[k][: near[0]] for k in lists}, "stopped": False}
+
+
 def record_smollm2(model: Path) -> dict:
     fields = tiny_gguf.read_metadata(model)
     tokenizer = smollm_tokenizer(fields)
@@ -117,12 +126,12 @@ def record_smollm2(model: Path) -> dict:
     for kind, text in PROMPTS:
         full = chat_text(fields, text) if kind == "chat" else text
         ids = tokenizer.encode(full, add_special_tokens=False).ids
-        found = greedy(reference, ids, TOKENS, eos)
+        found = without_near_ties(greedy(reference, ids, TOKENS, eos))
         answer = tokenizer.decode(found["tokens"], skip_special_tokens=False)
-        prompts.append({"kind": kind, "prompt": text, "ids": ids, "text": answer, **found})
-        print(f"{text!r} -> {answer!r}, smallest gap {min(found['gaps']):.4f}", flush=True)
-        if min(found["gaps"]) < GAP_MIN:
-            prompts.pop()
+        print(f"{text!r} -> {len(found['tokens'])} tokens: {answer!r}", flush=True)
+        if found["stopped"] or len(found["tokens"]) >= TOKENS_MIN:
+            recorded = {"kind": kind, "prompt": text, "ids": ids, "text": answer}
+            prompts.append({**recorded, **found})
     return {
         "model_file": model.name,
         "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
