@@ -49,7 +49,7 @@ install_debian() { # PACKAGE...
   fi
   say "setup: apt-get install $missing"
   log=$deps/apt.log
-  apt="$as_root DEBIAN_FRONTEND=noninteractive apt-get -y -q"
+  apt="$as_root DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300"
   # shellcheck disable=SC2086 # words on purpose
   if ! { $apt update && $apt install --no-install-recommends $missing; } \
     >"$log" 2>&1 </dev/null; then
