@@ -145,6 +145,7 @@ bool JsonReader::begin_array() {
 
 bool JsonReader::comma_or(char end, bool& ended) {
   ended = false;
+  if (!ok()) return false;  // the level may not even be open
   const int c = peek_token();
   if (c == end) {
     ++cursor_;
