@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <fstream>
+#include <sstream>
+#include <string>
 
 #include "kernels/reference.h"
 #include "kernels/test_matrix.h"
@@ -36,7 +39,8 @@ TEST(Dequantize, EqualsTheReferenceForEveryFormatAndTarget) {
     const ForcedTarget forced(target);
     Random random(31);
     for (const WeightFormat& format : reference::all_formats()) {
-      for (size_t cols : {1, 15, 16, 33, 300, 1280}) {
+      for (size_t cols :
+           std::initializer_list<size_t>{1, 15, 16, 33, 300, 1280}) {
         cols = (cols + format.group_size - 1) / format.group_size *
                format.group_size;
         const TestMatrix m(format, 3, cols, random, random() % 8);
@@ -144,6 +148,86 @@ TEST(Dequantize, HandWorkedFloatingPointCodes) {
   for (size_t i = 0; i < 9; ++i)
     EXPECT_TRUE(same_bits(m8[i], expected[i])) << i;
   EXPECT_TRUE(std::isnan(m8[31]));
+}
+
+// ---- What MLX makes of the same bytes (tools/record_dequantize.py) ----
+
+std::vector<uint8_t> bytes_of_hex(const std::string& text) {
+  std::vector<uint8_t> bytes;
+  if (text == "-") return bytes;
+  for (size_t i = 0; i + 1 < text.size(); i += 2) {
+    bytes.push_back(
+        static_cast<uint8_t>(std::stoi(text.substr(i, 2), nullptr, 16)));
+  }
+  return bytes;
+}
+
+struct Recorded {
+  WeightFormat format;
+  std::vector<uint8_t> weight;
+  std::vector<uint8_t> scales;
+  std::vector<uint8_t> biases;
+  std::vector<float> values;
+  bool gguf = false;
+};
+
+Recorded parse_recorded(const std::string& line) {
+  std::istringstream in(line);
+  std::string kind, dtype, weight, scales, biases, values;
+  int bits = 0;
+  int group = 0;
+  in >> kind >> bits >> group >> dtype >> weight >> scales >> biases >> values;
+  Recorded row;
+  if (kind == "affine") {
+    row.format = affine_format(bits,
+                               group,
+                               dtype == "float32"   ? DType::kF32
+                               : dtype == "float16" ? DType::kF16
+                                                    : DType::kBF16);
+  } else {
+    for (const WeightFormat& format : reference::all_formats()) {
+      if (format_name(format) == kind) row.format = format;
+    }
+    row.gguf = kind[0] == 'Q';
+  }
+  row.weight = bytes_of_hex(weight);
+  row.scales = bytes_of_hex(scales);
+  row.biases = bytes_of_hex(biases);
+  const auto bytes = bytes_of_hex(values);
+  row.values.resize(bytes.size() / 4);
+  std::memcpy(row.values.data(), bytes.data(), bytes.size());
+  return row;
+}
+
+TEST(Dequantize, AgreesWithMlx) {
+  std::ifstream file(FLASH_TESTDATA "/kernels/mlx_dequantize.txt");
+  std::string line;
+  int rows = 0;
+  while (std::getline(file, line)) {
+    const Recorded row = parse_recorded(line);
+    const auto w = dequantized(
+        row.format, row.values.size(), row.weight, row.scales, row.biases);
+    float largest = 0;
+    for (float v : row.values) {
+      if (std::isfinite(v)) largest = std::max(largest, std::fabs(v));
+    }
+    // MLX rounds scale * q before it adds the bias, and expands K-quants to
+    // float16. Floating-point codes have one exact value.
+    float tolerance = 0;
+    if (row.format.kind == WeightKind::kAffine) tolerance = largest * 0x1p-22f;
+    if (row.gguf) tolerance = largest * 0x1p-10f;
+    for (size_t k = 0; k < w.size(); ++k) {
+      if (same_bits(w[k], row.values[k])) continue;
+      // MLX 0.32.4 gives odd sub-blocks of Q4_K the scale and minimum of the
+      // even one before them; ggml gives them their own.
+      if (row.format.kind == WeightKind::kQ4_K && k / 32 % 2 == 1) continue;
+      ASSERT_NEAR(w[k], row.values[k], tolerance)
+          << format_name(row.format) << " line " << rows << " column " << k;
+      ASSERT_GT(tolerance, 0) << "floating-point codes are exact";
+    }
+    ++rows;
+  }
+  EXPECT_EQ(rows, 72);
 }
 
 }  // namespace

@@ -258,7 +258,7 @@ void register_all(Bench& bench, bool smoke) {
             matvec(s, bench, format, threads);
           });
     }
-    for (size_t tokens : {2, 4, 64}) {
+    for (size_t tokens : std::initializer_list<size_t>{2, 4, 64}) {
       add("matmul/" + label(format) + "/" + std::to_string(tokens),
           smoke,
           [&bench, format, tokens](auto& s) {

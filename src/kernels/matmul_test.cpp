@@ -92,7 +92,7 @@ TEST(Matmul, EqualsTheReferenceForEveryFormatAndTarget) {
         const size_t x_stride = cols + random() % 5;
         const auto x = random_floats(7 * x_stride, random, random() % 2 == 0);
         const auto expected = reference_product(m.rows(), x, x_stride, 7);
-        for (size_t tokens : {1, 2, 3, 7}) {
+        for (size_t tokens : std::initializer_list<size_t>{1, 2, 3, 7}) {
           const auto y = product(m.rows(), x, x_stride, tokens);
           const int where = first_difference(y, expected);
           ASSERT_EQ(where, -1)
@@ -112,7 +112,7 @@ TEST(Matmul, TokensPastOneBlockAndRowsPastOnePanelEqualTheReference) {
                                        affine_format(4, 64, DType::kBF16),
                                        block_format(WeightKind::kQ4_K)}) {
       const TestMatrix m(format, 37, 1280, random, 3);
-      for (size_t tokens : {63, 64, 65, 131}) {
+      for (size_t tokens : std::initializer_list<size_t>{63, 64, 65, 131}) {
         const auto x = random_floats(tokens * 1280, random);
         ASSERT_EQ(
             first_difference(product(m.rows(), x, 1280, tokens),
@@ -131,7 +131,7 @@ TEST(Matmul, AnyRowSplitGivesTheSameBitsAndTouchesNothingElse) {
     const size_t cols = width(format, 40);
     const size_t rows = 23;
     const TestMatrix m(format, rows, cols, random);
-    for (size_t tokens : {1, 5}) {
+    for (size_t tokens : std::initializer_list<size_t>{1, 5}) {
       const auto x = random_floats(tokens * cols, random);
       const auto whole = product(m.rows(), x, cols, tokens);
       const size_t stride = rows + 3;
@@ -177,7 +177,7 @@ TEST(Matmul, InfinitiesAndNansInScalesReachTheSameOutputs) {
       }
       auto x = random_floats(2 * cols, random);
       x[cols + 5] = INFINITY;
-      for (size_t tokens : {1, 2}) {
+      for (size_t tokens : std::initializer_list<size_t>{1, 2}) {
         ASSERT_EQ(
             first_difference(product(m.rows(), x, cols, tokens),
                              reference_product(m.rows(), x, cols, tokens)),
@@ -197,7 +197,7 @@ TEST(Matmul, UnderflowToMinusZeroSurvivesTheEndOfARow) {
     std::vector<float> w(24, 1e-30f);
     std::memcpy(m.weight(), w.data(), 96);
     const std::vector<float> x(48, -1e-30f);
-    for (size_t tokens : {1, 2}) {
+    for (size_t tokens : std::initializer_list<size_t>{1, 2}) {
       const auto y = product(m.rows(), x, 24, tokens);
       EXPECT_TRUE(same_bits(y[0], -0.0f)) << target_label(target);
     }

@@ -169,7 +169,8 @@ TEST(VectorOps, ActivationsAreAccurate) {
 TEST(VectorOps, RopeEqualsTheReferenceAndLeavesTheRest) {
   for_each_target([] {
     Random random(4);
-    for (size_t dims : {2, 4, 6, 10, 16, 18, 32, 34, 64, 128}) {
+    for (size_t dims :
+         std::initializer_list<size_t>{2, 4, 6, 10, 16, 18, 32, 34, 64, 128}) {
       for (bool interleaved : {false, true}) {
         auto x = random_floats(dims + 5, random);
         auto expected = x;
