@@ -5,7 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
-#include <cstring>
+#include <algorithm>
 #include <filesystem>
 #include <random>
 
@@ -25,7 +25,7 @@ void expect_reads(const File& file, uint64_t offset, uint64_t bytes) {
   const Status status = file.read(offset, {got.data() + 1, bytes});
   ASSERT_TRUE(status.ok()) << status.message();
   const auto want = TempFile::content(offset, bytes);
-  EXPECT_EQ(std::memcmp(got.data() + 1, want.data(), bytes), 0)
+  EXPECT_TRUE(std::equal(want.begin(), want.end(), got.begin() + 1))
       << bytes << " at " << offset;
   EXPECT_EQ(got.front(), std::byte{0x55});
   EXPECT_EQ(got.back(), std::byte{0x55});
