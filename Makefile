@@ -11,7 +11,7 @@
 export PROMPT RAM MODEL
 
 JOBS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
-CTEST = ctest --output-on-failure --no-tests=ignore
+CTEST = ctest --output-on-failure --no-tests=error
 
 build: setup ## build/release/mlx-flash
 	@tools/build.sh release
@@ -39,11 +39,11 @@ format: setup-lint ## clang-format over our sources
 # Sanitizers slow MLX-free code down 2-5 times; the slow tests stay out.
 asan: setup setup-parity setup-model ## address + undefined sanitizers, whole suite
 	@tools/build.sh asan
-	@ctest --preset asan -j $(JOBS) -LE '^(disk|slow)$$'
+	@ctest --preset asan --no-tests=error -j $(JOBS) -LE '^(disk|slow)$$'
 
 tsan: setup ## thread sanitizer: base, io, residency
 	@tools/build.sh tsan src/base/all src/io/all src/residency/all
-	@ctest --preset tsan -L '^(base|io|residency)$$' -LE '^slow$$'
+	@ctest --preset tsan --no-tests=error -L '^(base|io|residency)$$' -LE '^slow$$'
 
 clean: ## remove what was built, keep what was downloaded
 	@rm -rf build/release build/dev build/asan build/tsan build/lint
