@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT
+#include "models/decoder.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+
+namespace mlx_flash::models {
+namespace {
+
+// MLX's evaluation allocates outputs ahead of the stream thread, by at most
+// about this many layers of ours (10 tasks of 10 dispatches, 2 dispatches an
+// operation, 5 operations a layer), doubled to be safe.
+constexpr size_t kLayersAhead = 20;
+
+// Longest step that is evaluated in one go; longer ones go layer by layer, so
+// that the activations of one layer are alive at a time.
+constexpr size_t kWholeStepRows = 1;
+
+}  // namespace
+
+Result<std::unique_ptr<Decoder>> Decoder::build(const DecoderConfig& config,
+                                                nn::WeightStore& store) {
+  FLASH_ASSIGN_OR_RETURN(nn::Rope rope,
+                         nn::Rope::make({.dims = config.head_dim,
+                                         .base = config.rope_theta,
+                                         .traditional = config.rope_traditional,
+                                         .scaling = &config.rope_scaling,
+                                         .max_position_embeddings =
+                                             config.max_position_embeddings}));
+  std::unique_ptr<Decoder> decoder(new Decoder(config, std::move(rope)));
+  const uint32_t hidden = config.hidden_size;
+  if (!config.tie_word_embeddings) {
+    FLASH_ASSIGN_OR_RETURN(
+        decoder->embedding_,
+        store.row_table("model.embed_tokens", config.vocab_size, hidden));
+  }
+  decoder->layers_.resize(config.num_hidden_layers);
+  for (uint32_t i = 0; i < config.num_hidden_layers; ++i) {
+    FLASH_RETURN_IF_ERROR(decoder->build_layer(i, store, decoder->layers_[i]));
+  }
+  FLASH_ASSIGN_OR_RETURN(decoder->norm_.weight,
+                         store.small("model.norm.weight", hidden));
+  decoder->norm_.eps = config.rms_norm_eps;
+  FLASH_ASSIGN_OR_RETURN(
+      decoder->head_,
+      store.linear(
+          config.tie_word_embeddings ? "model.embed_tokens" : "lm_head",
+          config.vocab_size,
+          hidden,
+          false));
+  if (config.tie_word_embeddings) decoder->embedding_ = decoder->head_;
+  return decoder;
+}
+
+Status Decoder::build_layer(uint32_t index,
+                            nn::WeightStore& store,
+                            Layer& layer) {
+  const DecoderConfig& c = config_;
+  const std::string base = fmt::format("model.layers.{}.", index);
+  const uint32_t q_width = c.num_attention_heads * c.head_dim;
+  const uint32_t kv_width = c.num_key_value_heads * c.head_dim;
+  const auto norm = [&](const char* name, uint32_t n) -> Result<nn::Norm> {
+    FLASH_ASSIGN_OR_RETURN(nn::SmallTensor weight,
+                           store.small(base + name + ".weight", n));
+    return nn::Norm{std::move(weight), c.rms_norm_eps};
+  };
+  const auto linear = [&](const char* name,
+                          uint32_t rows,
+                          uint32_t cols,
+                          bool bias,
+                          uint32_t heads = 0) {
+    return store.linear(base + name,
+                        rows,
+                        cols,
+                        bias,
+                        heads != 0 ? c.qk_row_order : nn::RowOrder::kPlain,
+                        std::max(heads, 1u));
+  };
+
+  // In the order of use.
+  FLASH_ASSIGN_OR_RETURN(layer.input_norm,
+                         norm("input_layernorm", c.hidden_size));
+  FLASH_ASSIGN_OR_RETURN(layer.q,
+                         linear("self_attn.q_proj",
+                                q_width,
+                                c.hidden_size,
+                                c.qkv_bias,
+                                c.num_attention_heads));
+  FLASH_ASSIGN_OR_RETURN(layer.k,
+                         linear("self_attn.k_proj",
+                                kv_width,
+                                c.hidden_size,
+                                c.qkv_bias,
+                                c.num_key_value_heads));
+  FLASH_ASSIGN_OR_RETURN(
+      layer.v, linear("self_attn.v_proj", kv_width, c.hidden_size, c.qkv_bias));
+  FLASH_ASSIGN_OR_RETURN(
+      layer.o, linear("self_attn.o_proj", c.hidden_size, q_width, c.o_bias));
+  FLASH_ASSIGN_OR_RETURN(layer.post_norm,
+                         norm("post_attention_layernorm", c.hidden_size));
+  FLASH_ASSIGN_OR_RETURN(
+      layer.gate,
+      linear("mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias));
+  FLASH_ASSIGN_OR_RETURN(
+      layer.up,
+      linear("mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias));
+  FLASH_ASSIGN_OR_RETURN(
+      layer.down,
+      linear("mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias));
+
+  nn::AttentionConfig& attention = layer.attention;
+  attention.layer = index;
+  attention.heads = c.num_attention_heads;
+  attention.kv_heads = c.num_key_value_heads;
+  attention.head_dim = c.head_dim;
+  attention.scale = static_cast<float>(std::pow(c.head_dim, -0.5));
+  attention.window = c.windows[index];
+  attention.rope = &rope_;
+  if (c.qk_norm) {
+    FLASH_ASSIGN_OR_RETURN(attention.q_norm,
+                           norm("self_attn.q_norm", c.head_dim));
+    FLASH_ASSIGN_OR_RETURN(attention.k_norm,
+                           norm("self_attn.k_norm", c.head_dim));
+  }
+  return Status();
+}
+
+KvLayout Decoder::kv_layout(DType dtype) const {
+  return {.layers = config_.num_hidden_layers,
+          .kv_heads = config_.num_key_value_heads,
+          .head_dim = config_.head_dim,
+          .value_dim = config_.head_dim,
+          .dtype = dtype};
+}
+
+size_t Decoder::layer_floats() const {
+  const size_t q = size_t{config_.num_attention_heads} * config_.head_dim;
+  const size_t kv = size_t{config_.num_key_value_heads} * config_.head_dim;
+  // Two residual streams in, one between, one out; q, k, v; attention; MLP.
+  return 4 * size_t{config_.hidden_size} + 2 * q + 2 * kv +
+         config_.intermediate_size;
+}
+
+size_t Decoder::scratch_floats(size_t rows) const {
+  const size_t q = size_t{config_.num_attention_heads} * config_.head_dim;
+  const size_t kv = size_t{config_.num_key_value_heads} * config_.head_dim;
+  return rows *
+         std::max(size_t{config_.hidden_size} + config_.intermediate_size,
+                  q + kv);
+}
+
+ModelCosts Decoder::costs(bool stock, DType kv_dtype) const {
+  ModelCosts costs;
+  costs.kv_bytes_per_token = kv_layout(kv_dtype).bytes_per_token();
+  costs.kv_block_tokens = kernels::kKvBlock;
+  costs.context_max = config_.max_position_embeddings;
+  const size_t row = layer_floats() * sizeof(float);
+  costs.activation_fixed_bytes = kLayersAhead * kWholeStepRows * row;
+  costs.activation_bytes_per_row =
+      row + scratch_floats(1) * sizeof(float) + config_.head_dim * 16;
+  // The head's output, the copy the sampler sorts, its indices.
+  costs.activation_bytes_per_logit_row = size_t{config_.vocab_size} * 16;
+  if (stock) {
+    // MLX's own operations: a whole matrix beside the stream, scores of all
+    // heads over the context, several temporaries of each.
+    const size_t widest = std::max(
+        {config_.vocab_size, config_.intermediate_size, config_.hidden_size});
+    costs.activation_fixed_bytes +=
+        widest * size_t{config_.hidden_size} * sizeof(float);
+    costs.activation_bytes_per_row *= 4;
+  }
+  return costs;
+}
+
+nn::StockKv Decoder::new_stock_kv() const {
+  nn::StockKv kv;
+  for (const uint32_t window : config_.windows) {
+    kv.emplace_back(static_cast<int>(window));
+  }
+  return kv;
+}
+
+std::optional<mx::array> Decoder::forward(nn::Context& context,
+                                          nn::Step& step) const {
+  nn::prepare_rope(context, rope_, step);
+  const bool whole = !context.stock && step.tokens.size() <= kWholeStepRows;
+  mx::array h = nn::embed(context, embedding_, step);
+  for (const Layer& layer : layers_) {
+    const nn::Linear* qkv[] = {&layer.q, &layer.k, &layer.v};
+    const mx::array attended =
+        nn::attention(context,
+                      layer.attention,
+                      step,
+                      nn::linears(context, &layer.input_norm, qkv, h));
+    h = nn::linear_add(context, layer.o, attended, h);
+    const mx::array inner = nn::gated(
+        context, layer.post_norm, layer.gate, layer.up, config_.activation, h);
+    h = nn::linear_add(context, layer.down, inner, h);
+    if (!whole) h.eval();
+    if (!context.failure.ok()) return std::nullopt;
+  }
+  return h;
+}
+
+mx::array Decoder::logits(nn::Context& context,
+                          const mx::array& hidden,
+                          std::span<const uint32_t> rows) const {
+  const int axis = context.stock ? 1 : 0;
+  const nn::Linear* head[] = {&head_};
+  mx::array h = hidden;
+  if (static_cast<int>(rows.size()) != h.shape(axis)) {
+    h = nn::take_rows(context, h, rows);
+  }
+  h = nn::linears(context, &norm_, head, h)[0];
+  return context.stock ? mx::squeeze(h, 0, context.mx_stream) : h;
+}
+
+}  // namespace mlx_flash::models

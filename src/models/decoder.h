@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A dense decoder: embedding, layers of attention and gated MLP with norms in
+// front, a final norm and a head. What varies is in DecoderConfig.
+//
+// Built once, immutable then; forward() runs on the engine's thread.
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kv/kv_cache.h"
+#include "models/decoder_config.h"
+#include "nn/layers.h"
+#include "residency/plan.h"
+
+namespace mlx_flash::models {
+
+class Decoder {
+ public:
+  // Declares all weights to `store`, in the order of use, and reads the small
+  // ones. Fails naming the tensor or field that is wrong.
+  static Result<std::unique_ptr<Decoder>> build(const DecoderConfig& config,
+                                                nn::WeightStore& store);
+
+  const DecoderConfig& config() const { return config_; }
+
+  KvLayout kv_layout(DType dtype) const;
+  // KV, activations and context for the planner.
+  ModelCosts costs(bool stock, DType kv_dtype) const;
+  // Floats of nn::Context's scratch for forwards of at most `rows` rows.
+  size_t scratch_floats(size_t rows) const;
+
+  // The matrix whose rows are the input embeddings.
+  const nn::Linear& embedding() const { return embedding_; }
+
+  // New caches of one session, stock only.
+  nn::StockKv new_stock_kv() const;
+
+  // Runs the rows of `step` through all layers; the KV of all rows is stored
+  // when the result has been evaluated. A long step is evaluated on the way,
+  // layer by layer. Nothing if it failed: see context.failure.
+  std::optional<mx::array> forward(nn::Context& context, nn::Step& step) const;
+
+  // Final norm and head over rows `rows` (ascending) of what forward()
+  // returned: [rows.size(), vocab_size], float32 or, in stock, the model's
+  // dtype. Not yet evaluated.
+  mx::array logits(nn::Context& context,
+                   const mx::array& hidden,
+                   std::span<const uint32_t> rows) const;
+
+ private:
+  struct Layer {
+    nn::Norm input_norm;
+    nn::Linear q, k, v, o;
+    nn::AttentionConfig attention;
+    nn::Norm post_norm;
+    nn::Linear gate, up, down;
+  };
+
+  Decoder(const DecoderConfig& config, nn::Rope rope)
+      : config_(config), rope_(std::move(rope)) {}
+
+  Status build_layer(uint32_t index, nn::WeightStore& store, Layer& layer);
+  size_t layer_floats() const;  // of activations in one layer, per row
+
+  DecoderConfig config_;
+  nn::Rope rope_;
+  nn::Linear embedding_;  // the head's matrix too, if tied
+  nn::Linear head_;
+  nn::Norm norm_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace mlx_flash::models

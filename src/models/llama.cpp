@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+
+// Llama 1 to 3, Mistral, SmolLM2 and all that copy them
+// (mlx_lm/models/llama.py; mistral is loaded as llama there too, so that a
+// `sliding_window` without `layer_types` changes nothing).
+
+#include <fmt/format.h>
+
+#include "models/config_reader.h"
+#include "models/registry.h"
+
+namespace mlx_flash::models {
+namespace {
+
+// One window per layer from `layer_types`.
+std::vector<uint32_t> read_windows(ConfigReader& in, uint32_t layers) {
+  std::vector<uint32_t> windows(layers, 0);
+  const Json* types = in.find("layer_types");
+  if (types == nullptr) return windows;
+  if (!types->is_array() || types->size() != layers) {
+    in.fail(fmt::format("layer_types must be a list of {} names", layers));
+    return windows;
+  }
+  for (uint32_t i = 0; i < layers; ++i) {
+    const Json& type = (*types)[i];
+    const std::string name = type.is_string() ? type.get<std::string>() : "";
+    if (name == "sliding_attention") {
+      windows[i] = in.size("sliding_window");
+    } else if (name != "full_attention") {
+      in.fail(fmt::format(
+          "layer_types[{}] is {}, it must be \"full_attention\" or "
+          "\"sliding_attention\"",
+          i,
+          type.dump()));
+    }
+  }
+  return windows;
+}
+
+}  // namespace
+
+Result<DecoderConfig> llama_config(const Json& config) {
+  ConfigReader in(config);
+  DecoderConfig out;
+  out.hidden_size = in.size("hidden_size");
+  out.num_hidden_layers = in.size("num_hidden_layers");
+  out.intermediate_size = in.size("intermediate_size");
+  out.num_attention_heads = in.size("num_attention_heads");
+  out.num_key_value_heads =
+      in.size_or("num_key_value_heads", out.num_attention_heads);
+  out.head_dim =
+      in.size_or("head_dim", out.hidden_size / out.num_attention_heads);
+  out.vocab_size = in.size("vocab_size");
+  out.max_position_embeddings = in.size_or("max_position_embeddings", 0);
+  out.rms_norm_eps = static_cast<float>(in.number("rms_norm_eps"));
+  out.tie_word_embeddings = in.flag_or("tie_word_embeddings", true);
+  out.qkv_bias = out.o_bias = in.flag_or("attention_bias", false);
+  out.mlp_bias = in.flag_or("mlp_bias", false);
+  out.rope_theta = in.number_or("rope_theta", 10000);
+  out.rope_traditional = in.flag_or("rope_traditional", false);
+  out.rope_scaling = in.object_or_null("rope_scaling");
+  if (!in.status().ok()) return in.status();
+  out.windows = read_windows(in, out.num_hidden_layers);
+  if (!in.status().ok()) return in.status();
+  return out;
+}
+
+}  // namespace mlx_flash::models

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What the blocks of a model run with: kernels, threads, the weight stream,
+// scratch memory, and the place where failures of a forward are kept. One
+// for each engine, passed by reference; no globals.
+//
+// Owned by the engine. Between two evaluations only the engine's thread
+// touches it; during an evaluation only MLX's stream thread does (and, inside
+// a kernel, the pool's workers, on disjoint scratch).
+
+#include <atomic>
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "base/weight_format.h"
+#include "io/aligned_buffer.h"
+#include "nn/mlx.h"
+#include "residency/row_reader.h"
+#include "residency/schedule.h"
+#include "residency/tile_stream.h"
+
+namespace mlx_flash::nn {
+
+struct Context {
+  bool stock = false;  // MLX's own operations instead of our kernels
+  mx::Stream mx_stream = mx::default_stream(mx::Device::cpu);
+  ThreadPool* pool = nullptr;
+  const Schedule* schedule = nullptr;
+  TileStream* tiles = nullptr;
+  RowReader* rows = nullptr;
+  const std::atomic<bool>* interrupted = nullptr;
+
+  DType kv_dtype = DType::kF16;  // of the fast KV cache
+
+  // Memory of the fast kernels, taken once by reserve_scratch().
+  void reserve_scratch(size_t floats, int threads, size_t bytes_per_thread);
+  // Valid until the next call. REQUIRES: n <= what was reserved.
+  float* scratch_floats(size_t n);
+  std::byte* thread_scratch(int thread, size_t bytes_per_thread);
+
+  // The first failure of the present forward. Later operations of the same
+  // evaluation see it and do nothing; the engine reads and clears it.
+  Status failure;
+  double compute_seconds = 0;  // inside kernels, waits excluded
+
+  void fail(Status status) {
+    if (failure.ok()) failure = std::move(status);
+  }
+
+ private:
+  AlignedBuffer scratch_;
+  AlignedBuffer thread_scratch_;
+};
+
+}  // namespace mlx_flash::nn

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT
+#include "nn/fast_ops.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "kernels/attention.h"
+#include "kernels/dequantize.h"
+#include "kernels/matmul.h"
+#include "kernels/vector_ops.h"
+#include "nn/table_rows.h"
+
+namespace mlx_flash::nn::fast {
+namespace {
+
+// Fewest rows of a matrix worth a piece of their own on a thread.
+constexpr size_t kRowGrain = 8;
+
+// Puts the rows of the file in the order of the published model, head by head.
+void unpermute(const Linear& linear, size_t rows, float* y) {
+  const uint32_t head_dim = linear.rows / linear.heads;
+  std::array<float, kernels::kHeadDimMax> head;
+  for (size_t t = 0; t < rows; ++t) {
+    for (uint32_t h = 0; h < linear.heads; ++h, y += head_dim) {
+      for (uint32_t i = 0; i < head_dim; ++i) {
+        head[i % 2 * (head_dim / 2) + i / 2] = y[i];
+      }
+      std::memcpy(y, head.data(), head_dim * sizeof(float));
+    }
+  }
+}
+
+}  // namespace
+
+void norm_rows(Context& context,
+               const Norm& norm,
+               const float* x,
+               size_t rows,
+               size_t n,
+               float* out) {
+  if (!context.failure.ok()) return;
+  context.pool->parallel_for(rows, 4, [&](size_t begin, size_t end, int) {
+    for (size_t t = begin; t < end; ++t) {
+      kernels::rms_norm(
+          x + t * n,
+          norm.weight.values.empty() ? nullptr : norm.weight.values.data(),
+          norm.eps,
+          n,
+          out + t * n);
+    }
+  });
+}
+
+void linear(Context& context,
+            const Linear& linear,
+            const float* x,
+            size_t rows,
+            float* y) {
+  const ScheduledMatrix& matrix = context.schedule->matrices()[linear.matrix];
+  for (uint32_t i = 0; i < matrix.tile_count; ++i) {
+    if (!context.failure.ok()) return;
+    if (context.interrupted->load(std::memory_order_relaxed)) {
+      context.fail(cancelled("interrupted"));
+      return;
+    }
+    const TileId id = matrix.first_tile + i;
+    auto view = context.tiles->acquire(id);
+    if (!view.ok()) {
+      context.fail(view.status().at(matrix.name));
+      return;
+    }
+    const Tile& tile = context.schedule->tiles()[id];
+    const kernels::WeightRows w = tile_rows(matrix, tile, *view);
+    const double start = now_seconds();
+    const size_t scratch_bytes = kernels::matmul_scratch_bytes();
+    context.pool->parallel_for(
+        w.rows, kRowGrain, [&](size_t begin, size_t end, int thread) {
+          kernels::matmul(w,
+                          begin,
+                          end,
+                          x,
+                          linear.cols,
+                          rows,
+                          y + tile.row_begin,
+                          linear.rows,
+                          context.thread_scratch(thread, scratch_bytes));
+        });
+    context.compute_seconds += now_seconds() - start;
+    context.tiles->release(id);
+  }
+  if (linear.row_order == RowOrder::kInterleavedHeads) {
+    unpermute(linear, rows, y);
+  }
+  if (linear.bias) {
+    for (size_t t = 0; t < rows; ++t) {
+      float* row = y + t * linear.rows;
+      kernels::add(row, linear.bias->values.data(), linear.rows, row);
+    }
+  }
+}
+
+void embed(Context& context,
+           const Linear& table,
+           std::span<const uint32_t> ids,
+           float* out) {
+  if (!context.failure.ok()) return;
+  const Status status = visit_table_rows(
+      context, table, ids, [&](size_t i, const kernels::WeightRows& row) {
+        kernels::dequantize_row(row, 0, out + i * table.cols);
+      });
+  if (!status.ok()) context.fail(status.at("embedding"));
+}
+
+namespace {
+
+// Norms, scales and rotates the heads of one row in place.
+void place_heads(const AttentionConfig& config,
+                 const std::optional<Norm>& norm,
+                 const float* cos_sin,
+                 uint32_t heads,
+                 float* x) {
+  for (uint32_t h = 0; h < heads; ++h, x += config.head_dim) {
+    if (norm) {
+      kernels::rms_norm(
+          x, norm->weight.values.data(), norm->eps, config.head_dim, x);
+    }
+    if (config.rope == nullptr) continue;
+    const Rope& rope = *config.rope;
+    if (rope.mscale() != 1.0f) {
+      for (uint32_t i = 0; i < rope.dims(); ++i) x[i] *= rope.mscale();
+    }
+    kernels::rope(x, cos_sin, rope.dims(), rope.traditional());
+  }
+}
+
+}  // namespace
+
+void attention(Context& context,
+               const AttentionConfig& config,
+               const Step& step,
+               const float* q,
+               const float* k,
+               const float* v,
+               float* out) {
+  if (!context.failure.ok()) return;
+  const double start = now_seconds();
+  const size_t rows = step.rows.size();
+  const size_t q_width = size_t{config.heads} * config.head_dim;
+  const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
+  float* queries = context.scratch_floats(rows * (q_width + kv_width));
+  float* keys = queries + rows * q_width;
+  const float* table =
+      config.rope != nullptr ? step.rope_table(config.rope) : nullptr;
+  const size_t dims = config.rope != nullptr ? config.rope->dims() : 0;
+  const DType dtype = context.kv_dtype;
+
+  context.pool->parallel_for(rows, 4, [&](size_t begin, size_t end, int) {
+    for (size_t t = begin; t < end; ++t) {
+      const RowPlace& place = step.rows[t];
+      const float* cos_sin = table == nullptr ? nullptr : table + t * dims;
+      float* qt = queries + t * q_width;
+      float* kt = keys + t * kv_width;
+      std::memcpy(qt, q + t * q_width, q_width * sizeof(float));
+      std::memcpy(kt, k + t * kv_width, kv_width * sizeof(float));
+      place_heads(config, config.q_norm, cos_sin, config.heads, qt);
+      place_heads(config, config.k_norm, cos_sin, config.kv_heads, kt);
+      kernels::store_kv(
+          kt, kv_width, dtype, place.kv->key_row(config.layer, place.position));
+      kernels::store_kv(v + t * kv_width,
+                        kv_width,
+                        dtype,
+                        place.kv->value_row(config.layer, place.position));
+    }
+  });
+
+  const kernels::AttentionShape shape{.heads = config.heads,
+                                      .kv_heads = config.kv_heads,
+                                      .head_dim = config.head_dim,
+                                      .value_dim = config.head_dim,
+                                      .scale = config.scale,
+                                      .kv_dtype = dtype};
+  const size_t heads = config.heads;
+  context.pool->parallel_for(
+      rows * heads, 1, [&](size_t begin, size_t end, int) {
+        while (begin < end) {
+          // Neighbouring heads of one row share their keys: one call for them.
+          const size_t t = begin / heads;
+          const size_t head = begin % heads;
+          const size_t head_end = std::min(heads, head + (end - begin));
+          const RowPlace& place = step.rows[t];
+          const uint32_t seen = place.position + 1;
+          const uint32_t first = config.window != 0 && seen > config.window
+                                     ? seen - config.window
+                                     : 0;
+          kernels::attend(shape,
+                          queries + t * q_width,
+                          place.kv->blocks(config.layer),
+                          first,
+                          place.position,
+                          nullptr,
+                          head,
+                          head_end,
+                          out + t * q_width);
+          begin += head_end - head;
+        }
+      });
+  context.compute_seconds += now_seconds() - start;
+}
+
+}  // namespace mlx_flash::nn::fast

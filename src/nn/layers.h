@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The blocks models are written with. Each does the same mathematics in two
+// ways: fast (our kernels, float32, one fused node of the graph) or stock
+// (MLX's operations in mlx-lm's order and dtype), as the context says. Models
+// never ask which.
+//
+// Arrays: fast, activations are [tokens, width]; stock, [1, tokens, width].
+// The engine's thread.
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kv/kv_cache.h"
+#include "nn/context.h"
+#include "nn/mlx.h"
+#include "nn/rope.h"
+#include "nn/stock_kv.h"
+#include "nn/weight_store.h"
+
+namespace mlx_flash::nn {
+
+// x / sqrt(mean(x^2) + eps) * weight.
+struct Norm {
+  SmallTensor weight;
+  float eps = 1e-5f;
+};
+
+enum class Activation { kSilu, kGeluTanh };
+
+struct AttentionConfig {
+  uint32_t layer = 0;
+  uint32_t heads = 0;
+  uint32_t kv_heads = 0;
+  uint32_t head_dim = 0;
+  float scale = 1;
+  uint32_t window = 0;         // 0: sees everything
+  const Rope* rope = nullptr;  // null: no positions
+  std::optional<Norm> q_norm;  // over each head, before rope
+  std::optional<Norm> k_norm;
+};
+
+// Where a row of a fast forward belongs.
+struct RowPlace {
+  KvCache* kv = nullptr;
+  uint32_t position = 0;
+};
+
+// One forward: the rows, and what is computed once for all layers.
+struct Step {
+  std::span<const uint32_t> tokens;
+  std::span<const RowPlace> rows;  // fast, one for each token
+  StockKv* stock_kv = nullptr;     // stock, of the one session
+  // Fast: tables of Rope::fill for the rows, one for each rope in use.
+  struct RopeTable {
+    const Rope* rope = nullptr;
+    std::vector<float> values;
+  };
+  std::vector<RopeTable> rope_tables;
+
+  const float* rope_table(const Rope* rope) const;
+};
+
+// Fills step.rope_tables for `rope` (fast only).
+void prepare_rope(const Context& context, const Rope& rope, Step& step);
+
+mx::array embed(Context& context, const Linear& table, const Step& step);
+
+mx::array rms_norm(Context& context, const Norm& norm, const mx::array& x);
+
+// W_i norm(x) + b_i for each matrix; `norm` may be null.
+std::vector<mx::array> linears(Context& context,
+                               const Norm* norm,
+                               std::span<const Linear* const> matrices,
+                               const mx::array& x);
+
+// residual + W x + b.
+mx::array linear_add(Context& context,
+                     const Linear& matrix,
+                     const mx::array& x,
+                     const mx::array& residual);
+
+// activation(gate norm(x)) * up norm(x).
+mx::array gated(Context& context,
+                const Norm& norm,
+                const Linear& gate,
+                const Linear& up,
+                Activation activation,
+                const mx::array& x);
+
+// Attention with cache, over qkv = {q, k, v} as `linears` returns them.
+mx::array attention(Context& context,
+                    const AttentionConfig& config,
+                    const Step& step,
+                    const std::vector<mx::array>& qkv);
+
+// Rows `indices` of x, in that order.
+mx::array take_rows(Context& context,
+                    const mx::array& x,
+                    std::span<const uint32_t> indices);
+
+}  // namespace mlx_flash::nn

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+#include "nn/table_rows.h"
+
+#include <vector>
+
+namespace mlx_flash::nn {
+namespace {
+
+template <typename View>
+kernels::WeightRows one_row(const ScheduledMatrix& matrix,
+                            const View& view,
+                            size_t r) {
+  const std::byte* part[kTilePartsMax] = {};
+  for (uint32_t p = 0; p < matrix.part_count; ++p) {
+    part[p] = view.part[p] + r * matrix.parts[p].row_bytes;
+  }
+  return {.format = matrix.format,
+          .rows = 1,
+          .cols = matrix.cols,
+          .weight = part[0],
+          .scales = part[1],
+          .biases = part[2]};
+}
+
+// The tile of `matrix` that holds row `id`.
+TileId tile_of(const Schedule& schedule,
+               const ScheduledMatrix& matrix,
+               uint32_t id) {
+  uint32_t low = 0;
+  uint32_t high = matrix.tile_count;
+  while (high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    const Tile& tile = schedule.tiles()[matrix.first_tile + middle];
+    (tile.row_begin <= id ? low : high) = middle;
+  }
+  return matrix.first_tile + low;
+}
+
+}  // namespace
+
+kernels::WeightRows tile_rows(const ScheduledMatrix& matrix,
+                              const Tile& tile,
+                              const TileStream::View& view) {
+  return {.format = matrix.format,
+          .rows = tile.row_end - tile.row_begin,
+          .cols = matrix.cols,
+          .weight = view.part[0],
+          .scales = view.part[1],
+          .biases = view.part[2]};
+}
+
+Status visit_table_rows(Context& context,
+                        const Linear& table,
+                        std::span<const uint32_t> ids,
+                        const VisitRow& visit) {
+  const ScheduledMatrix& matrix = context.schedule->matrices()[table.matrix];
+  std::vector<uint32_t> absent;  // ids to read
+  std::vector<size_t> places;    // and their indices
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const TileId id = tile_of(*context.schedule, matrix, ids[i]);
+    TileStream::View view;
+    if (context.tiles->peek_pinned(id, &view)) {
+      const Tile& tile = context.schedule->tiles()[id];
+      visit(i, one_row(matrix, view, ids[i] - tile.row_begin));
+    } else {
+      absent.push_back(ids[i]);
+      places.push_back(i);
+    }
+  }
+  if (absent.empty()) return Status();
+  return context.rows->read(absent, [&](size_t i, const RowReader::View& view) {
+    visit(places[i], one_row(matrix, view, 0));
+  });
+}
+
+}  // namespace mlx_flash::nn
