@@ -32,6 +32,9 @@ class Text {
  public:
   // `model`: a folder with tokenizer files, or a .gguf file.
   static Result<std::unique_ptr<Text>> open(const std::string& model);
+  // A model that has no tokenizer we can read: ids work, every use of text
+  // fails with `why`.
+  static std::unique_ptr<Text> without_tokenizer(Status why);
   ~Text();
 
   // Text to ids; `add_special` adds what the tokenizer adds by itself (bos).
@@ -53,7 +56,8 @@ class Text {
   // tokenizer or GGUF metadata).
   const std::vector<int32_t>& eos_ids() const;
   size_t vocab_size() const;
-  const Tokenizer& tokenizer() const;  // for code inside this project
+  // For code inside this project; null without a tokenizer.
+  const Tokenizer* tokenizer() const;
 
  private:
   Text();

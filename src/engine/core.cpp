@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+#include "engine/core.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <exception>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/size.h"
+#include "kernels/matmul.h"
+
+namespace mlx_flash {
+
+SessionState::SessionState(Core& core) {
+  if (core.stock()) {
+    stock_kv_ = core.model().new_stock_kv();
+  } else {
+    kv_ = std::make_unique<KvCache>(*core.kv_pool_);
+  }
+}
+
+bool SessionState::truncate(size_t length) {
+  if (length >= length_) return true;
+  if (kv_) {
+    kv_->truncate(length);
+    length_ = length;
+    return true;
+  }
+  bool all = true;
+  for (auto& layer : stock_kv_) {
+    all = layer.truncate(static_cast<int>(length)) && all;
+  }
+  if (all) {
+    length_ = length;
+    return true;
+  }
+  for (auto& layer : stock_kv_) layer.truncate(0);
+  length_ = 0;
+  return false;
+}
+
+Core::~Core() = default;
+
+size_t Core::prefill_rows() const {
+  if (!stock()) return plan_.prefill_rows;
+  constexpr size_t kMlxLmPrefillStep = 2048;
+  return config_.prefill_rows != 0 ? config_.prefill_rows : kMlxLmPrefillStep;
+}
+
+StreamCounters Core::counters() const {
+  const TileStream::Stats tiles = tiles_->stats();
+  const RowReader::Stats& rows = rows_->stats();
+  return {.passes = tiles.passes,
+          .tiles_streamed = tiles.tiles_streamed,
+          .tiles_pinned = tiles.tiles_pinned,
+          .misses = tiles.misses,
+          .ring_wraps = tiles.ring_wraps,
+          .bytes_read = tiles.bytes_read + rows.bytes_read,
+          .io_wait_s = tiles.wait_seconds + rows.wait_seconds,
+          .compute_s = context_.compute_seconds};
+}
+
+Status Core::check(std::span<const BatchRow> batch) const {
+  for (const BatchRow& row : batch) {
+    if (row.token >= vocab_size()) {
+      return invalid_input(fmt::format(
+          "token {} is not in the vocabulary of {}", row.token, vocab_size()));
+    }
+    if (row.position >= plan_.context) {
+      return Status(
+          StatusCode::kInvalidInput,
+          fmt::format("position {} is beyond the context of {} tokens; raise "
+                      "--ctx or --ram",
+                      row.position,
+                      plan_.context));
+    }
+  }
+  return Status();
+}
+
+// Takes memory from the pinned tiles until the arena has `bytes` free.
+Status Core::make_room(uint64_t bytes) {
+  const uint64_t free = arena_->free_bytes();
+  if (free >= bytes) return Status();
+  const uint64_t missing = bytes - free;
+  if (missing > pin_bytes_) {
+    return exhausted(fmt::format(
+        "the budget of {} has no room for more context; raise --ram",
+        format_size(plan_.ram_bytes)));
+  }
+  // One move for several pages to come: each move re-plans all tiles.
+  const uint64_t step = std::min(pin_bytes_, missing + bytes);
+  pin_bytes_ -= step;
+  return tiles_->set_pins(choose_pins(*schedule_, pin_bytes_));
+}
+
+Status Core::ensure_kv(std::span<const BatchRow> batch) {
+  if (stock()) return ensure_stock_kv(batch);
+  for (const BatchRow& row : batch) {
+    KvCache& kv = *row.session->kv_;
+    if (row.position < kv.capacity()) continue;
+    if (kv_pool_->pages_free() == 0) {
+      FLASH_RETURN_IF_ERROR(make_room(kv_pool_->page_stride()));
+    }
+    FLASH_RETURN_IF_ERROR(kv.ensure(row.position + 1));
+  }
+  return Status();
+}
+
+// Stock caches live in MLX's memory: the arena's budget shrinks as they grow.
+Status Core::ensure_stock_kv(std::span<const BatchRow> batch) {
+  constexpr uint64_t kStep = 256;  // they grow by this many tokens
+  const uint64_t tokens = (batch.back().position / kStep + 1) * kStep;
+  const uint64_t needed = tokens * costs_.kv_bytes_per_token;
+  if (needed <= stock_kv_bytes_) return Status();
+  const uint64_t grow = needed - stock_kv_bytes_;
+  FLASH_RETURN_IF_ERROR(make_room(grow));
+  arena_->set_budget(arena_->budget_bytes() - grow);
+  stock_kv_bytes_ = needed;
+  return Status();
+}
+
+void Core::roll_back(std::span<const BatchRow> batch) {
+  for (const BatchRow& row : batch) {
+    if (row.session->kv_) row.session->kv_->truncate(row.session->length_);
+  }
+  if (stock() && !batch.empty()) {
+    SessionState& session = *batch.front().session;
+    const size_t length = session.length_;
+    for (auto& layer : session.stock_kv_) {
+      if (layer.truncate(static_cast<int>(length))) continue;
+      // A rotated window cannot go back: forget it all, the caller replays.
+      for (auto& each : session.stock_kv_) each.truncate(0);
+      session.length_ = 0;
+      return;
+    }
+  }
+}
+
+Status Core::forward(std::span<const BatchRow> batch,
+                     const RowFn& row,
+                     bool normalised) {
+  if (batch.empty()) return Status();
+  FLASH_RETURN_IF_ERROR(check(batch));
+  Status status = ensure_kv(batch);
+  if (status.ok()) {
+    // MLX reports its own failures by exceptions; this is where they end.
+    try {
+      status = run(batch, row, normalised);
+    } catch (const std::exception& error) {
+      status = internal_error(fmt::format("MLX: {}", error.what()));
+    }
+  }
+  if (!status.ok()) {
+    roll_back(batch);
+    return status;
+  }
+  for (const BatchRow& r : batch) r.session->length_ = r.position + 1;
+  return Status();
+}
+
+Status Core::run(std::span<const BatchRow> batch,
+                 const RowFn& row,
+                 bool normalised) {
+  std::vector<uint32_t> tokens;
+  std::vector<nn::RowPlace> places;
+  std::vector<uint32_t> wanted;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    FLASH_CHECK(!stock() || batch[i].session == batch[0].session);
+    tokens.push_back(batch[i].token);
+    places.push_back({batch[i].session->kv_.get(), batch[i].position});
+    if (batch[i].want_logits) wanted.push_back(static_cast<uint32_t>(i));
+  }
+  nn::Step step;
+  step.tokens = tokens;
+  step.rows = places;
+  if (stock()) step.stock_kv = &batch[0].session->stock_kv_;
+
+  context_.failure = Status();
+  context_.interrupted = &batch[0].session->interrupted();
+  std::optional<mx::array> hidden = model_->forward(context_, step);
+  Status status = context_.failure;
+  if (hidden && status.ok()) {
+    if (wanted.empty() || !row) {
+      hidden->eval();
+      status = context_.failure;
+    } else {
+      status = run_head(*hidden, wanted, row, normalised);
+    }
+  }
+  context_.interrupted = &never_;
+  tiles_->end_pass();
+  return status;
+}
+
+// The head's output is far wider than anything before it: a few rows at a
+// time.
+Status Core::run_head(const mx::array& hidden,
+                      std::span<const uint32_t> wanted,
+                      const RowFn& row,
+                      bool normalised) {
+  const size_t rows_max = std::max<size_t>(1, plan_.logit_rows);
+  const mx::Stream stream = context_.mx_stream;
+  const size_t width = vocab_size();
+  while (!wanted.empty()) {
+    const auto some = wanted.first(std::min(rows_max, wanted.size()));
+    mx::array logits = model_->logits(context_, hidden, some);
+    if (stock() && normalised) {
+      logits =
+          mx::subtract(logits, mx::logsumexp(logits, -1, true, stream), stream);
+    }
+    mx::array values =
+        mx::contiguous(mx::astype(logits, mx::float32, stream), false, stream);
+    values.eval();
+    FLASH_RETURN_IF_ERROR(context_.failure);
+    for (size_t i = 0; i < some.size(); ++i) {
+      row(some[i], {values.data<float>() + i * width, width});
+    }
+    wanted = wanted.subspan(some.size());
+  }
+  return Status();
+}
+
+}  // namespace mlx_flash

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A loaded model and all it runs with: files, weight stream, KV memory,
+// threads. The public Engine is a thin face of it.
+//
+// There is one entry: forward(Batch). A prompt, a token, several sessions are
+// all batches; in `fast` a row's result does not depend on what else is in
+// the batch.
+//
+// Belongs to the thread that opened it (MLX's streams do).
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "checkpoint/checkpoint.h"
+#include "io/file.h"
+#include "io/read_queue.h"
+#include "kv/kv_cache.h"
+#include "mlx_flash/config.h"
+#include "mlx_flash/stats.h"
+#include "mlx_flash/text.h"
+#include "models/decoder.h"
+#include "nn/context.h"
+#include "residency/plan.h"
+#include "residency/row_reader.h"
+#include "residency/tile_stream.h"
+
+namespace mlx_flash {
+
+class Core;
+
+// The mutable part of a session: what its tokens left behind.
+// `length` tokens, positions [0, length), have keys and values.
+class SessionState {
+ public:
+  explicit SessionState(Core& core);
+
+  size_t length() const { return length_; }
+  // Forgets positions from `length` on. False if the cache cannot go back
+  // (stock, past a sliding window): then everything is forgotten.
+  bool truncate(size_t length);
+
+  std::atomic<bool>& interrupted() { return interrupted_; }
+
+ private:
+  friend class Core;
+  std::unique_ptr<KvCache> kv_;  // fast
+  nn::StockKv stock_kv_;         // stock
+  size_t length_ = 0;
+  std::atomic<bool> interrupted_{false};
+};
+
+struct BatchRow {
+  SessionState* session = nullptr;
+  uint32_t position = 0;
+  uint32_t token = 0;
+  bool want_logits = false;
+};
+
+class Core {
+ public:
+  // For tests.
+  struct Hooks {
+    // Wraps the queue all weights come through: faults are put there.
+    std::function<std::unique_ptr<ReadQueue>(std::unique_ptr<ReadQueue>)>
+        wrap_queue;
+    // Instead of what the process holds, so that a budget means the same plan
+    // in every run.
+    std::optional<uint64_t> runtime_bytes;
+  };
+
+  static Result<std::unique_ptr<Core>> open(const Config& config,
+                                            const Hooks& hooks = {});
+  // Reads headers and small tensors, plans, and leaves it at that.
+  static Result<PlanSummary> plan_only(const Config& config,
+                                       const Hooks& hooks = {});
+  ~Core();
+
+  // Runs one forward. Rows of a session stand in order of position, the first
+  // at its length(); in stock all rows are of one session. At most
+  // prefill_rows() rows. Calls `row` for each that does, in order, with its
+  // index in the batch and its logits, valid during the call. With `normalised`
+  // they may be log-probabilities, as mlx-lm's samplers see them. On failure no
+  // session has changed its length; their caches are as before.
+  using RowFn =
+      std::function<void(size_t index, std::span<const float> logits)>;
+  Status forward(std::span<const BatchRow> batch,
+                 const RowFn& row,
+                 bool normalised = false);
+
+  // Moves to another budget; refused, and nothing changed, if it cannot work.
+  Status set_ram(uint64_t ram_bytes);
+
+  const Config& config() const { return config_; }
+  const Plan& plan() const { return plan_; }
+  PlanSummary summary() const;
+  StreamCounters counters() const;
+  const Text& text() const { return *text_; }
+  const models::Decoder& model() const { return *model_; }
+  const std::string& model_type() const { return model_type_; }
+  bool stock() const { return context_.stock; }
+  int threads() const { return pool_->threads(); }
+  size_t vocab_size() const { return model_->config().vocab_size; }
+  // Rows of one forward while a prompt is read.
+  size_t prefill_rows() const;
+
+ private:
+  friend class SessionState;
+  Core() = default;
+
+  Status load(const Config& config);
+  Status make_plan(const Hooks& hooks);
+  Status start(const Hooks& hooks);
+  Limits limits(uint64_t ram_bytes, uint64_t runtime_bytes) const;
+
+  Status check(std::span<const BatchRow> batch) const;
+  Status ensure_kv(std::span<const BatchRow> batch);
+  Status ensure_stock_kv(std::span<const BatchRow> batch);
+  Status make_room(uint64_t bytes);
+  Status run(std::span<const BatchRow> batch,
+             const RowFn& row,
+             bool normalised);
+  Status run_head(const mx::array& hidden,
+                  std::span<const uint32_t> wanted,
+                  const RowFn& row,
+                  bool normalised);
+  void roll_back(std::span<const BatchRow> batch);
+
+  Config config_;
+  std::string model_type_;
+  DType kv_dtype_ = DType::kF16;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::vector<File> files_;
+  std::unique_ptr<Text> text_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<models::Decoder> model_;
+  std::vector<ScheduledMatrix> matrices_;
+  uint64_t weights_bytes_ = 0;
+  uint64_t alignment_ = 1;
+  ModelCosts costs_;
+  uint64_t runtime_bytes_ = 0;
+
+  std::unique_ptr<Schedule> schedule_;
+  Plan plan_;
+  uint64_t pin_bytes_ = 0;       // the share of pins now; KV takes from it
+  uint64_t stock_kv_bytes_ = 0;  // set aside for caches in MLX's memory
+  // In the order of construction; destroyed backwards.
+  std::unique_ptr<Arena> arena_;
+  std::unique_ptr<KvPool> kv_pool_;
+  std::unique_ptr<ReadQueue> queue_;
+  std::unique_ptr<TileStream> tiles_;
+  std::unique_ptr<RowReader> rows_;
+  nn::Context context_;
+  std::atomic<bool> never_{false};
+};
+
+}  // namespace mlx_flash

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: MIT
+
+// Opening a model: headers, tokenizer and small tensors; a plan; memory and
+// the weight stream.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "base/memory.h"
+#include "base/size.h"
+#include "engine/core.h"
+#include "kernels/matmul.h"
+#include "kernels/vector_ops.h"
+#include "models/registry.h"
+
+namespace mlx_flash {
+namespace {
+
+// Memory the process takes after planning and outside of the arena: code of
+// kernels and of MLX not touched before, thread stacks, the allocator's slack.
+constexpr uint64_t kReserveBytes = 5'000'000;
+
+// The context of a model that does not say how far it goes.
+constexpr uint64_t kContextUnknown = 4096;
+
+DType kv_dtype(KvType type) {
+  switch (type) {
+    case KvType::kF32:
+      return DType::kF32;
+    case KvType::kBF16:
+      return DType::kBF16;
+    default:
+      return DType::kF16;
+  }
+}
+
+IoKind io_kind(IoBackend backend) {
+  switch (backend) {
+    case IoBackend::kUring:
+      return IoKind::kUring;
+    case IoBackend::kThreads:
+      return IoKind::kThreads;
+    default:
+      return IoKind::kAuto;
+  }
+}
+
+bool wants_stock(Kernels kernels) {
+  if (kernels != Kernels::kAuto) return kernels == Kernels::kStock;
+  return mx::default_device() == mx::Device::gpu;
+}
+
+int thread_count(int asked) {
+  if (asked > 0) return asked;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+PlanSummary summarise(const Plan& plan,
+                      const Schedule& schedule,
+                      uint64_t weights_bytes) {
+  return {.weights_bytes = weights_bytes,
+          .pass_bytes = plan.pass_bytes,
+          .ram_bytes = plan.ram_bytes,
+          .ram_min_bytes = plan.ram_min_bytes,
+          .pinned_bytes = plan.pinned_bytes,
+          .streamed_bytes = plan.streamed_bytes,
+          .ring_bytes = plan.ring_bytes,
+          .kv_bytes = plan.kv_bytes,
+          .kv_bytes_max = plan.kv_bytes_max,
+          .activation_bytes = plan.activation_bytes,
+          .runtime_bytes = plan.runtime_bytes,
+          .predicted_peak_bytes = plan.predicted_peak_bytes,
+          .predicted_decode_tok_s = plan.predicted_decode_tok_s,
+          .disk_bytes_per_s = plan.disk_bytes_per_s,
+          .context = plan.context,
+          .prefill_rows = plan.prefill_rows,
+          .ring_slots = plan.ring_slots,
+          .tile_bytes = schedule.tile_bytes_max()};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Core>> Core::open(const Config& config,
+                                         const Hooks& hooks) {
+  std::unique_ptr<Core> core(new Core());
+  try {
+    FLASH_RETURN_IF_ERROR(core->load(config));
+    FLASH_RETURN_IF_ERROR(core->make_plan(hooks));
+    FLASH_RETURN_IF_ERROR(core->start(hooks));
+  } catch (const std::exception& error) {
+    return internal_error(fmt::format("MLX: {}", error.what()));
+  }
+  return core;
+}
+
+Result<PlanSummary> Core::plan_only(const Config& config, const Hooks& hooks) {
+  std::unique_ptr<Core> core(new Core());
+  try {
+    FLASH_RETURN_IF_ERROR(core->load(config));
+    FLASH_RETURN_IF_ERROR(core->make_plan(hooks));
+  } catch (const std::exception& error) {
+    return internal_error(fmt::format("MLX: {}", error.what()));
+  }
+  return core->summary();
+}
+
+PlanSummary Core::summary() const {
+  return summarise(plan_, *schedule_, weights_bytes_);
+}
+
+Status Core::load(const Config& config) {
+  config_ = config;
+  context_.stock = wants_stock(config.kernels);
+  if (!context_.stock && !kernels::supported()) {
+    return unsupported(
+        "this CPU has no fused multiply-add (AVX2 on x86); use --kernels "
+        "stock");
+  }
+  // Stock keeps KV in the model's own dtype, at most float32.
+  kv_dtype_ = context_.stock ? DType::kF32 : kv_dtype(config.kv_type);
+  context_.kv_dtype = kv_dtype_;
+  context_.mx_stream = mx::default_stream(
+      context_.stock ? mx::default_device() : mx::Device(mx::Device::cpu));
+  context_.interrupted = &never_;
+  mx::disable_compile();
+
+  FLASH_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(config.model));
+  checkpoint_ = std::make_unique<Checkpoint>(std::move(checkpoint));
+  FLASH_ASSIGN_OR_RETURN(const models::DecoderConfig model_config,
+                         models::read_config(*checkpoint_));
+  model_type_ = checkpoint_->config()["model_type"].get<std::string>();
+  for (const std::string& path : checkpoint_->files()) {
+    FLASH_ASSIGN_OR_RETURN(File file, File::open(path, File::Mode::kDirect));
+    alignment_ = std::max<uint64_t>(alignment_, file.alignment());
+    files_.push_back(std::move(file));
+  }
+  nn::WeightStore store(*checkpoint_, files_, context_.stock);
+  FLASH_ASSIGN_OR_RETURN(model_, models::Decoder::build(model_config, store));
+  matrices_ = store.take_matrices();
+  weights_bytes_ = store.weights_bytes();
+  Result<std::unique_ptr<Text>> text = Text::open(config.model);
+  // Weights without a tokenizer can still be run by ids.
+  text_ = text.ok() ? std::move(text).value()
+                    : Text::without_tokenizer(text.status());
+
+  pool_ = std::make_unique<ThreadPool>(
+      thread_count(context_.stock ? 1 : config.threads));
+  context_.pool = pool_.get();
+  return Status();
+}
+
+Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
+  Limits limits;
+  limits.ram_bytes = ram_bytes;
+  limits.runtime_bytes = runtime_bytes;
+  limits.context = config_.context;
+  limits.prefill_rows = stock() ? 1 : config_.prefill_rows;
+  return limits;
+}
+
+Status Core::make_plan(const Hooks& hooks) {
+  costs_ = model_->costs(stock(), kv_dtype_);
+  if (costs_.context_max == 0) costs_.context_max = kContextUnknown;
+  uint64_t rows_memory = 0;
+  if (!matrices_.empty()) {
+    rows_memory = RowReader::memory_bytes(matrices_[model_->embedding().matrix],
+                                          alignment_);
+  }
+  const uint64_t ram =
+      config_.ram_bytes != 0 ? config_.ram_bytes : available_ram();
+  runtime_bytes_ =
+      hooks.runtime_bytes.value_or(current_rss_bytes() + kReserveBytes) +
+      rows_memory;
+  auto planned = plan_model(matrices_,
+                            alignment_,
+                            config_.tile_bytes,
+                            costs_,
+                            limits(ram, runtime_bytes_));
+  if (!planned.ok()) return planned.status().at(config_.model);
+  schedule_ = std::make_unique<Schedule>(std::move(planned->schedule));
+  plan_ = std::move(planned->plan);
+  return Status();
+}
+
+Status Core::start(const Hooks& hooks) {
+  context_.schedule = schedule_.get();
+  // Addresses for everything at its largest: homes of all tiles, the ring, KV
+  // of as many full sessions as the budget could ever hold.
+  uint64_t homes = 0;
+  for (const Tile& tile : schedule_->tiles()) {
+    homes += tile_memory_bytes(tile, 4096);
+  }
+  const KvLayout layout = model_->kv_layout(kv_dtype_);
+  const uint64_t page = layout.page_bytes() + 4096;
+  constexpr uint64_t kSessionsMax = 64;
+  const uint64_t pages = (plan_.context / kernels::kKvBlock + 1) * kSessionsMax;
+  const uint64_t addresses =
+      homes + plan_.ring_bytes + pages * page + (uint64_t{64} << 20);
+  const uint64_t kv_share = stock() ? 0 : std::max(plan_.kv_bytes, page);
+  const uint64_t budget = plan_.ring_bytes + plan_.pinned_slot_bytes + kv_share;
+  if (stock()) stock_kv_bytes_ = plan_.kv_bytes;
+  FLASH_ASSIGN_OR_RETURN(arena_, Arena::create(addresses, budget));
+  if (!stock()) {
+    FLASH_ASSIGN_OR_RETURN(kv_pool_, KvPool::create(*arena_, layout, pages));
+  }
+  pin_bytes_ = plan_.pinned_slot_bytes;
+
+  ReadQueueOptions options;
+  if (config_.queue_depth > 0) options.depth = config_.queue_depth;
+  queue_ = make_read_queue(io_kind(config_.io), options);
+  if (hooks.wrap_queue) queue_ = hooks.wrap_queue(std::move(queue_));
+  FLASH_ASSIGN_OR_RETURN(
+      tiles_, TileStream::create(*schedule_, plan_, *arena_, *queue_, files_));
+  FLASH_ASSIGN_OR_RETURN(
+      rows_,
+      RowReader::create(schedule_->matrices()[model_->embedding().matrix],
+                        alignment_,
+                        files_,
+                        *queue_));
+  context_.tiles = tiles_.get();
+  context_.rows = rows_.get();
+  context_.reserve_scratch(
+      stock() ? 1 : model_->scratch_floats(plan_.prefill_rows),
+      pool_->threads(),
+      kernels::matmul_scratch_bytes());
+  return Status();
+}
+
+Status Core::set_ram(uint64_t ram_bytes) {
+  Limits changed = limits(ram_bytes, runtime_bytes_);
+  changed.context = plan_.context;
+  changed.prefill_rows = plan_.prefill_rows;
+  FLASH_ASSIGN_OR_RETURN(Plan plan,
+                         ::mlx_flash::make_plan(*schedule_, costs_, changed));
+  // Ring and activations stay as they are; pins and KV share the rest.
+  const uint64_t kv =
+      kv_pool_ ? kv_pool_->pages_committed() * kv_pool_->page_stride() : 0;
+  const uint64_t fixed = runtime_bytes_ + plan_.activation_bytes +
+                         plan_.ring_bytes + page_table_bytes(ram_bytes, 4096);
+  if (fixed + kv > ram_bytes) {
+    return invalid_input(fmt::format(
+        "{} is too little for what is in use ({}); /reset frees the context",
+        format_size(ram_bytes),
+        format_size(fixed + kv)));
+  }
+  const uint64_t arena_bytes = ram_bytes - fixed + plan_.ring_bytes;
+  const uint64_t kv_share = std::max(kv, plan.kv_bytes);
+  const uint64_t pins = arena_bytes - plan_.ring_bytes > kv_share
+                            ? arena_bytes - plan_.ring_bytes - kv_share
+                            : 0;
+  if (arena_bytes > arena_->budget_bytes()) arena_->set_budget(arena_bytes);
+  const std::vector<bool> chosen = choose_pins(*schedule_, pins);
+  FLASH_RETURN_IF_ERROR(tiles_->set_pins(chosen));
+  arena_->set_budget(arena_bytes);
+  pin_bytes_ = pins;
+  plan.ring_bytes = plan_.ring_bytes;
+  plan.ring_slots = plan_.ring_slots;
+  plan.slot_bytes = plan_.slot_bytes;
+  plan.activation_bytes = plan_.activation_bytes;
+  plan.prefill_rows = plan_.prefill_rows;
+  plan.logit_rows = plan_.logit_rows;
+  plan.context = plan_.context;
+  plan.pinned_bytes = 0;
+  for (const TileId tile : schedule_->order()) {
+    if (chosen[tile]) plan.pinned_bytes += schedule_->tiles()[tile].bytes;
+  }
+  plan.streamed_bytes = plan.pass_bytes - plan.pinned_bytes;
+  plan.pinned = chosen;
+  plan_ = std::move(plan);
+  return Status();
+}
+
+}  // namespace mlx_flash

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Chooses the next token from logits. A pure function of logits, history,
+// options and the state of its generator: the same seed gives the same tokens
+// on every machine.
+//
+// Filters as in mlx-lm (sample_utils.py): top-p and min-p look at the
+// probabilities at temperature 1, top-k at the order; the temperature acts on
+// what they leave. Thread-compatible.
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "mlx_flash/engine.h"
+
+namespace mlx_flash {
+
+// Fails naming the option that is out of range.
+Status check_sampling(const SamplingOptions& options);
+
+class Sampler {
+ public:
+  // REQUIRES: check_sampling(options).ok()
+  explicit Sampler(const SamplingOptions& options);
+
+  // `logits` may be logits or log-probabilities; `history` the tokens so far.
+  int32_t sample(std::span<const float> logits,
+                 std::span<const int32_t> history);
+
+ private:
+  uint64_t next_random();  // splitmix64
+  void penalise(std::span<float> logits, std::span<const int32_t> history);
+
+  SamplingOptions options_;
+  uint64_t state_;
+  std::vector<float> logits_;                          // after penalties
+  std::vector<std::pair<float, int32_t>> candidates_;  // logit, id
+};
+
+}  // namespace mlx_flash

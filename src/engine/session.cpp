@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+#include "engine/session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace mlx_flash {
+
+Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Session::~Session() = default;
+
+size_t Session::position() const {
+  return impl_->tokens.size();
+}
+
+const std::vector<int32_t>& Session::tokens() const {
+  return impl_->tokens;
+}
+
+Status Session::truncate(size_t position) {
+  if (position > impl_->tokens.size()) {
+    return invalid_input(fmt::format("cannot go back to token {}: there are {}",
+                                     position,
+                                     impl_->tokens.size()));
+  }
+  impl_->tokens.resize(position);
+  impl_->state.truncate(position);
+  return Status();
+}
+
+void Session::interrupt() {
+  impl_->state.interrupted().store(true);
+}
+
+Status Session::forward(std::span<const int32_t> tokens,
+                        std::span<const uint32_t> chunks,
+                        const LogitsFn& row) {
+  if (tokens.empty()) {
+    return invalid_input("there are no tokens to run");
+  }
+  impl_->state.interrupted().store(false);
+  return impl_->feed(tokens, chunks, impl_->tokens.size(), row, false);
+}
+
+Status Session::Impl::feed(
+    std::span<const int32_t> fresh,
+    std::span<const uint32_t> chunks,
+    size_t first_wanted,
+    const LogitsFn& row,
+    bool normalised,
+    const std::function<void(size_t, size_t)>& progress) {
+  const size_t context = core.plan().context;
+  if (tokens.size() + fresh.size() > context) {
+    return invalid_input(fmt::format(
+        "{} tokens do not fit: the context holds {}, {} are in use; shorten "
+        "the prompt or raise --ctx or --ram",
+        fresh.size(),
+        context,
+        tokens.size()));
+  }
+  const size_t before = tokens.size();
+  std::vector<int32_t> all(
+      tokens.begin() + static_cast<ptrdiff_t>(state.length()), tokens.end());
+  all.insert(all.end(), fresh.begin(), fresh.end());
+  const size_t start = state.length();
+  size_t done = 0;
+  size_t chunk = 0;
+  std::vector<BatchRow> batch;
+  while (done < all.size()) {
+    size_t n = core.prefill_rows();
+    if (!chunks.empty()) {
+      n = std::max<size_t>(1, chunks[std::min(chunk, chunks.size() - 1)]);
+      ++chunk;
+    }
+    n = std::min(n, all.size() - done);
+    batch.clear();
+    for (size_t i = 0; i < n; ++i) {
+      const size_t position = start + done + i;
+      batch.push_back({.session = &state,
+                       .position = static_cast<uint32_t>(position),
+                       .token = static_cast<uint32_t>(all[done + i]),
+                       .want_logits = row && position >= first_wanted});
+    }
+    // A batch longer than the plan's (asked for by name, in fast) goes in
+    // pieces: no bit depends on it.
+    for (size_t at = 0; at < n;) {
+      const size_t rows = std::min(n - at, core.prefill_rows());
+      const auto piece = std::span(batch).subspan(at, rows);
+      FLASH_RETURN_IF_ERROR(core.forward(
+          piece,
+          [&](size_t i, std::span<const float> logits) {
+            row(piece[i].position, logits);
+          },
+          normalised));
+      at += rows;
+      done += rows;
+      while (tokens.size() < state.length()) {
+        tokens.push_back(fresh[tokens.size() - before]);
+      }
+      if (progress) progress(done, all.size());
+    }
+  }
+  return Status();
+}
+
+}  // namespace mlx_flash

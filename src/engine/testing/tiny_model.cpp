@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT
+#include "engine/testing/tiny_model.h"
+
+#include <fmt/format.h>
+#include <stdlib.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <vector>
+
+#include "base/check.h"
+#include "base/json.h"
+
+namespace mlx_flash::testing {
+namespace {
+
+// splitmix64, to be the same everywhere.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t bits() {
+    uint64_t z = (state_ += 0x9e3779b97f4a7c15);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+  }
+  float between(float low, float high) {
+    return low + (high - low) * static_cast<float>(bits() >> 40) * 0x1p-24f;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+class Writer {
+ public:
+  explicit Writer(uint64_t seed) : random_(seed) {}
+
+  void vector(const std::string& name, uint32_t n) {
+    std::vector<float> values(n);
+    for (float& value : values) value = random_.between(0.5f, 1.5f);
+    add(name, "F32", {n}, values.data(), n * 4);
+  }
+
+  void matrix(const std::string& path,
+              uint32_t rows,
+              uint32_t cols,
+              const WeightFormat& format) {
+    FLASH_CHECK(format_accepts(format, cols));
+    const size_t n = size_t{rows} * cols;
+    const float range = 3.0f / static_cast<float>(cols);
+    if (format.kind == WeightKind::kAffine) {
+      affine(path, rows, cols, format);
+      return;
+    }
+    std::vector<std::byte> bytes(n * format.bits / 8);
+    for (size_t i = 0; i < n; ++i) {
+      const float value = random_.between(-range, range) * 8;
+      if (format.kind == WeightKind::kF32) {
+        std::memcpy(bytes.data() + i * 4, &value, 4);
+      } else if (format.kind == WeightKind::kBF16) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, &value, 4);
+        const auto half = static_cast<uint16_t>(bits >> 16);
+        std::memcpy(bytes.data() + i * 2, &half, 2);
+      } else {
+        const auto half = static_cast<_Float16>(value);
+        std::memcpy(bytes.data() + i * 2, &half, 2);
+      }
+    }
+    const char* dtype = format.kind == WeightKind::kF32    ? "F32"
+                        : format.kind == WeightKind::kBF16 ? "BF16"
+                                                           : "F16";
+    add(path + ".weight", dtype, {rows, cols}, bytes.data(), bytes.size());
+  }
+
+  void save(const std::string& path) const {
+    std::string header = header_.dump();
+    header.resize((header.size() + 7) / 8 * 8, ' ');
+    const uint64_t length = header.size();
+    std::ofstream out(path, std::ios::binary);
+    out.write(reinterpret_cast<const char*>(&length), 8);
+    out << header << data_;
+  }
+
+ private:
+  void affine(const std::string& path,
+              uint32_t rows,
+              uint32_t cols,
+              const WeightFormat& format) {
+    const uint32_t words = cols * format.bits / 32;
+    std::vector<uint32_t> packed(size_t{rows} * words);
+    for (uint32_t& word : packed) word = static_cast<uint32_t>(random_.bits());
+    const uint32_t groups = cols / format.group_size;
+    std::vector<float> scales(size_t{rows} * groups);
+    std::vector<float> biases(scales.size());
+    for (size_t i = 0; i < scales.size(); ++i) {
+      scales[i] = random_.between(0.5f, 1.5f) / static_cast<float>(cols);
+      biases[i] = -scales[i] * 7.5f;
+    }
+    add(path + ".weight",
+        "U32",
+        {rows, words},
+        packed.data(),
+        packed.size() * 4);
+    add(path + ".scales",
+        "F32",
+        {rows, groups},
+        scales.data(),
+        scales.size() * 4);
+    add(path + ".biases",
+        "F32",
+        {rows, groups},
+        biases.data(),
+        biases.size() * 4);
+  }
+
+  void add(const std::string& name,
+           const char* dtype,
+           std::vector<uint32_t> shape,
+           const void* bytes,
+           size_t n) {
+    header_[name] = {{"dtype", dtype},
+                     {"shape", shape},
+                     {"data_offsets", {data_.size(), data_.size() + n}}};
+    data_.append(static_cast<const char*>(bytes), n);
+  }
+
+  Random random_;
+  Json header_ = Json::object();
+  std::string data_;
+};
+
+}  // namespace
+
+Status write_tiny_model(const TinyModel& model, const std::string& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  Json config = {{"model_type", "llama"},
+                 {"hidden_size", model.hidden_size},
+                 {"num_hidden_layers", model.num_hidden_layers},
+                 {"intermediate_size", model.intermediate_size},
+                 {"num_attention_heads", model.num_attention_heads},
+                 {"num_key_value_heads", model.num_key_value_heads},
+                 {"head_dim", model.head_dim},
+                 {"vocab_size", model.vocab_size},
+                 {"max_position_embeddings", 1024},
+                 {"rms_norm_eps", 3e-5},
+                 {"rope_theta", 5000.0},
+                 {"tie_word_embeddings", model.tie_word_embeddings}};
+  if (model.sliding_window != 0) {
+    config["sliding_window"] = model.sliding_window;
+    for (uint32_t i = 0; i < model.num_hidden_layers; ++i) {
+      config["layer_types"].push_back(i % 2 == 0 ? "full_attention"
+                                                 : "sliding_attention");
+    }
+  }
+  if (model.format.kind == WeightKind::kAffine) {
+    config["quantization"] = {{"group_size", model.format.group_size},
+                              {"bits", model.format.bits}};
+  }
+  std::ofstream(folder + "/config.json") << config.dump(1);
+
+  Writer out(model.seed);
+  const uint32_t q = model.num_attention_heads * model.head_dim;
+  const uint32_t kv = model.num_key_value_heads * model.head_dim;
+  const uint32_t hidden = model.hidden_size;
+  out.matrix("model.embed_tokens", model.vocab_size, hidden, model.format);
+  for (uint32_t i = 0; i < model.num_hidden_layers; ++i) {
+    const std::string base = fmt::format("model.layers.{}.", i);
+    out.vector(base + "input_layernorm.weight", hidden);
+    out.vector(base + "post_attention_layernorm.weight", hidden);
+    out.matrix(base + "self_attn.q_proj", q, hidden, model.format);
+    out.matrix(base + "self_attn.k_proj", kv, hidden, model.format);
+    out.matrix(base + "self_attn.v_proj", kv, hidden, model.format);
+    // Widths of o_proj and down_proj may not be whole groups: kept dense.
+    const auto fitting = [&](uint32_t cols) {
+      return format_accepts(model.format, cols) ? model.format
+                                                : dense_format(DType::kF32);
+    };
+    out.matrix(base + "self_attn.o_proj", hidden, q, fitting(q));
+    const uint32_t inner = model.intermediate_size;
+    out.matrix(base + "mlp.gate_proj", inner, hidden, model.format);
+    out.matrix(base + "mlp.up_proj", inner, hidden, model.format);
+    out.matrix(base + "mlp.down_proj", hidden, inner, fitting(inner));
+  }
+  out.vector("model.norm.weight", hidden);
+  if (!model.tie_word_embeddings) {
+    out.matrix("lm_head", model.vocab_size, hidden, model.format);
+  }
+  out.save(folder + "/model.safetensors");
+  if (!std::filesystem::exists(folder + "/model.safetensors", error)) {
+    return io_error(folder + ": could not write the model");
+  }
+  return Status();
+}
+
+TemporaryFolder::TemporaryFolder() {
+  std::string pattern =
+      (std::filesystem::temp_directory_path() / "mlx-flash-test-XXXXXX")
+          .string();
+  FLASH_CHECK(mkdtemp(pattern.data()) != nullptr);
+  path_ = pattern;
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  std::error_code error;
+  std::filesystem::remove_all(path_, error);
+}
+
+}  // namespace mlx_flash::testing

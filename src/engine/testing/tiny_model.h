@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Writes a small llama model of random weights (fixed seed) in Hugging Face
+// layout, for tests of the engine. No tokenizer: tests use ids.
+
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+#include "base/weight_format.h"
+
+namespace mlx_flash::testing {
+
+struct TinyModel {
+  uint32_t hidden_size = 192;
+  uint32_t num_hidden_layers = 3;
+  uint32_t intermediate_size = 448;
+  uint32_t num_attention_heads = 6;
+  uint32_t num_key_value_heads = 2;
+  uint32_t head_dim = 40;
+  uint32_t vocab_size = 307;
+  uint32_t sliding_window = 0;  // of every second layer; 0: none
+  bool tie_word_embeddings = false;
+  // Of all matrices: f32, bf16, f16, or affine 4-bit groups of 64.
+  WeightFormat format = dense_format(DType::kF32);
+  uint64_t seed = 1;
+};
+
+// Writes config.json and model.safetensors into `folder`, which it makes.
+// REQUIRES: format accepts all widths of the model.
+Status write_tiny_model(const TinyModel& model, const std::string& folder);
+
+// A folder of its own under the system's temporary one, removed with what is
+// in it when the object dies.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace mlx_flash::testing
