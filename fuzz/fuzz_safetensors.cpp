@@ -23,7 +23,7 @@ void open_all(std::span<const std::byte> bytes) {
   for (const Tensor& tensor : checkpoint->tensors()) {
     if (!tensor.name.ends_with(".weight") || tensor.shape.size() != 2) continue;
     const std::string path = tensor.name.substr(0, tensor.name.size() - 7);
-    for (const uint64_t scale : {1, 4, 8}) {
+    for (const uint64_t scale : {1U, 4U, 8U}) {
       const auto matrix =
           checkpoint->matrix(path, tensor.shape[0], tensor.shape[1] * scale);
       if (!matrix.ok()) continue;

@@ -97,9 +97,15 @@ void* operator new(size_t bytes) {
   heap.peak = std::max(heap.peak, heap.live);
   return block;
 }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  return operator new(bytes);
+}
 void operator delete(void* block) noexcept {
   if (block != nullptr) heap.live -= ::malloc_usable_size(block);
   std::free(block);
+}
+void operator delete(void* block, const std::nothrow_t&) noexcept {
+  operator delete(block);
 }
 void operator delete(void* block, size_t) noexcept {
   operator delete(block);

@@ -48,8 +48,8 @@ constexpr const char* kAffine =
     R"({"quantization": {"bits": 4, "group_size": 64}})";
 
 TEST(Quantization, InfersEveryAffineSettingFromTheShapes) {
-  for (const uint64_t bits : {2, 3, 4, 5, 6, 8}) {
-    for (const uint64_t group : {32, 64, 128}) {
+  for (const uint64_t bits : {2U, 3U, 4U, 5U, 6U, 8U}) {
+    for (const uint64_t group : {32U, 64U, 128U}) {
       for (const auto& [name, dtype] : {std::pair("BF16", DType::kBF16),
                                         std::pair("F16", DType::kF16),
                                         std::pair("F32", DType::kF32)}) {
