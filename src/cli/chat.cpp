@@ -261,9 +261,9 @@ Result<std::string> Chat::generate(std::span<const int32_t> ids) {
   if (generation.finish_reason() == FinishReason::kInterrupted) {
     figures += " | stopped";
   } else if (generation.finish_reason() == FinishReason::kLength) {
-    figures += " | cut at the limit (--max-tokens, --ctx)";
+    figures += " | cut at --max-tokens";
   }
-  say(figures);
+  say(editor_.interactive() ? figures + "\n" : figures);
   return text;
 }
 

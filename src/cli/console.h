@@ -49,7 +49,7 @@ std::string one_line(std::string_view text);
 // Decimal units, one digit: "98.4 MB", "64 MB", "1.5 GB", "912 B".
 std::string format_bytes(double bytes);
 
-// "0.8 s", "12 s", "3:05", "1:02:03".
+// "35 ms", "0.8 s", "12 s", "3:05", "1:02:03".
 std::string format_seconds(double seconds);
 
 }  // namespace mlx_flash

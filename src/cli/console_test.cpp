@@ -17,6 +17,7 @@ TEST(Console, BytesAreDecimalWithOneDigit) {
 }
 
 TEST(Console, SecondsGrowIntoMinutesAndHours) {
+  EXPECT_EQ(format_seconds(0.0351), "35 ms");
   EXPECT_EQ(format_seconds(0.84), "0.8 s");
   EXPECT_EQ(format_seconds(9.99), "10 s");
   EXPECT_EQ(format_seconds(59.7), "1:00");

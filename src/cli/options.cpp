@@ -13,7 +13,6 @@ namespace {
 
 constexpr uint64_t kAnyCount = std::numeric_limits<uint64_t>::max();
 constexpr uint64_t kTokensMax = uint64_t{1} << 31;
-constexpr double kAnyNumber = 1e6;
 
 // Options are grouped in --help by what they are about.
 constexpr const char* kModelGroup = "Model and memory";
@@ -43,6 +42,86 @@ std::function<Status(const std::string&)> keep(
 Result<uint64_t> count_or_auto(const std::string& text, uint64_t max) {
   if (text == "auto") return uint64_t{0};
   return parse_count(text, 1, max);
+}
+
+void add_advanced_options(CLI::App& app, Config& config) {
+  add_value(app,
+            "--kernels",
+            "auto|fast|stock",
+            "fast: the same bits for any budget and thread count; stock: "
+            "MLX's own operations, equal to mlx-lm",
+            [&config](const std::string& text) {
+              return assign(parse_kernels(text), config.kernels);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--kv-type",
+            "f32|f16|bf16",
+            "Type of the KV cache (default: f16 in fast, the model's in stock)",
+            [&config](const std::string& text) {
+              return assign(parse_kv_type(text), config.kv_type);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--kv-quant",
+            "0",
+            "Bits of the older part of the KV cache; 0: full precision",
+            parse_kv_quant)
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--io",
+            "auto|uring|threads",
+            "How weights are read",
+            [&config](const std::string& text) {
+              return assign(parse_io(text), config.io);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--prefill",
+            "N",
+            "Prompt tokens of one forward (default: planned)",
+            [&config](const std::string& text) {
+              return assign(count_or_auto(text, uint64_t{1} << 20),
+                            config.prefill_rows);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--tile",
+            "SIZE",
+            "Largest piece of a matrix read at once (default: planned)",
+            [&config](const std::string& text) {
+              return assign(parse_size_or_auto(text), config.tile_bytes);
+            })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--queue-depth",
+            "N",
+            "Reads under way at once (default: planned)",
+            [&config](const std::string& text) {
+              return assign(count_or_auto(text, 1024), config.queue_depth);
+            })
+      ->group(kAdvancedGroup);
+}
+
+void add_stop_options(CLI::App& app, GenerateOptions& options) {
+  app.add_option_function<std::vector<std::string>>(
+         "--stop",
+         [&options](const std::vector<std::string>& all) {
+           for (const std::string& stop : all) {
+             if (stop.empty()) {
+               throw CLI::ValidationError("--stop", "the text is empty");
+             }
+           }
+           options.stop = all;
+         },
+         "End the answer before this text; repeatable")
+      ->type_name("TEXT")
+      ->allow_extra_args(false)
+      ->group(kSamplingGroup);
+  app.add_flag("--ignore-eos",
+               options.ignore_eos,
+               "Go on after the model's end-of-text token")
+      ->group(kSamplingGroup);
 }
 
 }  // namespace
@@ -122,62 +201,7 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
               return assign(count_or_auto(text, 1024), config.threads);
             })
       ->group(kModelGroup);
-  add_value(app,
-            "--kernels",
-            "auto|fast|stock",
-            "fast: the same bits for any budget and thread count; stock: "
-            "MLX's own operations, equal to mlx-lm",
-            [&](const std::string& text) {
-              return assign(parse_kernels(text), config.kernels);
-            })
-      ->group(kAdvancedGroup);
-  add_value(app,
-            "--kv-type",
-            "f32|f16|bf16",
-            "Type of the KV cache (default: f16 in fast, the model's in stock)",
-            [&](const std::string& text) {
-              return assign(parse_kv_type(text), config.kv_type);
-            })
-      ->group(kAdvancedGroup);
-  add_value(app,
-            "--kv-quant",
-            "0",
-            "Bits of the older part of the KV cache; 0: full precision",
-            parse_kv_quant)
-      ->group(kAdvancedGroup);
-  add_value(app,
-            "--io",
-            "auto|uring|threads",
-            "How weights are read",
-            [&](const std::string& text) {
-              return assign(parse_io(text), config.io);
-            })
-      ->group(kAdvancedGroup);
-  add_value(app,
-            "--prefill",
-            "N",
-            "Prompt tokens of one forward (default: planned)",
-            [&](const std::string& text) {
-              return assign(count_or_auto(text, uint64_t{1} << 20),
-                            config.prefill_rows);
-            })
-      ->group(kAdvancedGroup);
-  add_value(app,
-            "--tile",
-            "SIZE",
-            "Largest piece of a matrix read at once (default: planned)",
-            [&](const std::string& text) {
-              return assign(parse_size_or_auto(text), config.tile_bytes);
-            })
-      ->group(kAdvancedGroup);
-  add_value(app,
-            "--queue-depth",
-            "N",
-            "Reads under way at once (default: planned)",
-            [&](const std::string& text) {
-              return assign(count_or_auto(text, 1024), config.queue_depth);
-            })
-      ->group(kAdvancedGroup);
+  add_advanced_options(app, config);
 }
 
 void add_sampling_options(CLI::App& app, GenerateOptions& options) {
@@ -229,7 +253,7 @@ void add_sampling_options(CLI::App& app, GenerateOptions& options) {
   number("--repeat-penalty",
          sampling.repeat_penalty,
          1e-3,
-         kAnyNumber,
+         1e6,
          "Divides the logits of recent tokens; 1: off (default)");
   add_value(app,
             "--seed",
@@ -239,24 +263,7 @@ void add_sampling_options(CLI::App& app, GenerateOptions& options) {
               return assign(parse_count(text, 0, kAnyCount), sampling.seed);
             })
       ->group(kSamplingGroup);
-  app.add_option_function<std::vector<std::string>>(
-         "--stop",
-         [&options](const std::vector<std::string>& all) {
-           for (const std::string& stop : all) {
-             if (stop.empty()) {
-               throw CLI::ValidationError("--stop", "the text is empty");
-             }
-           }
-           options.stop = all;
-         },
-         "End the answer before this text; repeatable")
-      ->type_name("TEXT")
-      ->allow_extra_args(false)
-      ->group(kSamplingGroup);
-  app.add_flag("--ignore-eos",
-               options.ignore_eos,
-               "Go on after the model's end-of-text token")
-      ->group(kSamplingGroup);
+  add_stop_options(app, options);
 }
 
 void add_prompt_options(CLI::App& app, PromptOptions& options) {

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-#include <fstream>
 #include <utility>
 
 #include "base/memory.h"
@@ -15,6 +14,18 @@ namespace {
 
 std::string bytes(uint64_t n) {
   return format_bytes(static_cast<double>(n));
+}
+
+// 0 where the system does not say.
+uint64_t peak_bytes() {
+  const auto memory = process_memory();
+  return memory.ok() ? memory->resident_peak_bytes : 0;
+}
+
+// What storage delivered to this process; null where the system does not say.
+Json storage_bytes() {
+  const auto bytes = process_read_bytes();
+  return bytes.ok() ? Json(*bytes) : Json();
 }
 
 // Two columns, the second aligned.
@@ -46,7 +57,7 @@ RunReport make_report(const Engine& engine,
           .stats = stats,
           .counters = engine.counters(),
           .load_s = load_s,
-          .peak_rss_bytes = peak_rss_bytes(),
+          .peak_rss_bytes = peak_bytes(),
           .kernels = engine.kernels(),
           .threads = engine.threads()};
 }
@@ -83,7 +94,7 @@ Json run_json(const RunReport& report,
       {"prefill_s", stats.prefill_s},
       {"decode_s", stats.decode_s},
       {"decode_bytes_read", stats.decode_bytes_read},
-      {"process_read_bytes", process_read_bytes()},
+      {"process_read_bytes", storage_bytes()},
       {"plan", plan_json(report.plan)},
       {"stats", counters_json(report.counters)},
   };
@@ -164,6 +175,11 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
   table.head(fmt::format("{} in {}", one_line(model), bytes(plan.ram_bytes)));
   table.row("weights", bytes(plan.weights_bytes));
   table.row("touched by one token", bytes(plan.pass_bytes));
+  if (!fits) {
+    table.row("smallest budget", bytes(plan.ram_min_bytes));
+    table.row("fits", "no");
+    return table.take();
+  }
   table.row("kept in memory", bytes(plan.pinned_bytes));
   table.row("read for each token", bytes(plan.streamed_bytes));
   table.row("ring",
@@ -187,7 +203,7 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
     table.row("predicted speed",
               fmt::format("{:.1f} tok/s", plan.predicted_decode_tok_s));
   }
-  table.row("fits", fits ? "yes" : "no");
+  table.row("fits", "yes");
   return table.take();
 }
 
@@ -202,16 +218,6 @@ Json counters_json(const StreamCounters& counters) {
       {"io_wait_s", counters.io_wait_s},
       {"compute_s", counters.compute_s},
   };
-}
-
-Json process_read_bytes() {
-  std::ifstream io("/proc/self/io");
-  std::string key;
-  uint64_t value = 0;
-  while (io >> key >> value) {
-    if (key == "read_bytes:") return value;
-  }
-  return nullptr;
 }
 
 }  // namespace mlx_flash

@@ -50,8 +50,4 @@ std::string plan_table(const PlanSummary& plan, const std::string& model);
 // The "stats" object: the stream's counters.
 Json counters_json(const StreamCounters& counters);
 
-// Bytes this process has fetched from storage, from /proc/self/io; null where
-// the system does not say.
-Json process_read_bytes();
-
 }  // namespace mlx_flash

@@ -13,6 +13,7 @@
 #include "cli/options.h"
 #include "cli/text_input.h"
 #include "text/chat_template.h"
+#include "text/tokenizer.h"
 
 namespace mlx_flash {
 namespace {
@@ -59,18 +60,47 @@ Result<std::string> read_list(const std::string& path) {
   return text;
 }
 
-Result<std::string> render(const TemplateOptions& options,
-                           const ChatOptions& chat,
-                           const std::string& messages) {
-  if (options.template_file.empty()) {
-    FLASH_ASSIGN_OR_RETURN(const std::string path, options.model.resolve());
-    FLASH_ASSIGN_OR_RETURN(const auto text, Text::open(path));
-    return text->render_chat(messages, chat);
-  }
+// Through a template of the user's own; a model, where one is named, gives its
+// special tokens (bos_token, ...).
+Result<std::string> render_file(const TemplateOptions& options,
+                                const ChatOptions& chat,
+                                const std::string& messages) {
   FLASH_ASSIGN_OR_RETURN(const std::string source,
                          read_text(options.template_file));
   FLASH_RETURN_IF_ERROR(check_utf8(source, options.template_file));
-  return render_template_source(source, messages, chat);
+  ChatTemplate::Options render;
+  render.add_generation_prompt = chat.add_generation_prompt;
+  render.now = chat.now;
+  if (!chat.tools_json.empty()) {
+    FLASH_ASSIGN_OR_RETURN(render.tools, parse_json(chat.tools_json));
+  }
+  if (!options.model.model.empty()) {
+    FLASH_ASSIGN_OR_RETURN(const std::string path, options.model.resolve());
+    FLASH_ASSIGN_OR_RETURN(const auto text, Text::open(path));
+    for (const auto& [name, value] : text->tokenizer()->special_tokens()) {
+      render.variables[name] = value;
+    }
+  }
+  for (const auto& [name, value] : chat.variables) {
+    FLASH_ASSIGN_OR_RETURN(render.variables[name], parse_json(value));
+  }
+  FLASH_ASSIGN_OR_RETURN(const Json list, parse_json(messages));
+  const auto compiled = ChatTemplate::compile(source);
+  if (!compiled.ok()) return compiled.status().at(options.template_file);
+  auto rendered = compiled->render(list, render);
+  if (!rendered.ok()) return rendered.status().at(options.template_file);
+  return rendered;
+}
+
+Result<std::string> render(const TemplateOptions& options,
+                           const ChatOptions& chat,
+                           const std::string& messages) {
+  if (!options.template_file.empty()) {
+    return render_file(options, chat, messages);
+  }
+  FLASH_ASSIGN_OR_RETURN(const std::string path, options.model.resolve());
+  FLASH_ASSIGN_OR_RETURN(const auto text, Text::open(path));
+  return text->render_chat(messages, chat);
 }
 
 Result<int> run_template(const TemplateOptions& options) {
