@@ -31,6 +31,11 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   target_compile_options(flash_options INTERFACE -Wthread-safety
     -Wno-string-conversion)  # CHECK(false && "why")
 endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND
+   CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # False alarms of GCC 12 about std::string (GCC bug 105651).
+  target_compile_options(flash_options INTERFACE -Wno-restrict)
+endif()
 if(FLASH_WERROR)
   target_compile_options(flash_options INTERFACE -Werror)
 endif()

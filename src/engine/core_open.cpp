@@ -170,8 +170,9 @@ Status Core::make_plan(const Hooks& hooks) {
   }
   const uint64_t ram =
       config_.ram_bytes != 0 ? config_.ram_bytes : available_ram();
+  FLASH_ASSIGN_OR_RETURN(const ProcessMemory held, process_memory());
   runtime_bytes_ =
-      hooks.runtime_bytes.value_or(current_rss_bytes() + kReserveBytes) +
+      hooks.runtime_bytes.value_or(held.resident_bytes + kReserveBytes) +
       rows_memory;
   auto planned = plan_model(matrices_,
                             alignment_,

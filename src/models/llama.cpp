@@ -27,11 +27,11 @@ std::vector<uint32_t> read_windows(ConfigReader& in, uint32_t layers) {
     if (name == "sliding_attention") {
       windows[i] = in.size("sliding_window");
     } else if (name != "full_attention") {
-      in.fail(fmt::format(
-          "layer_types[{}] is {}, it must be \"full_attention\" or "
-          "\"sliding_attention\"",
-          i,
-          type.dump()));
+      in.fail(
+          fmt::format("layer_types[{}] is {}, it must be \"full_attention\" or "
+                      "\"sliding_attention\"",
+                      i,
+                      type.dump()));
     }
   }
   return windows;

@@ -82,7 +82,9 @@ Result<DecoderConfig> read_config(const Checkpoint& checkpoint) {
     Result<DecoderConfig> config = row.read(json);
     if (!config.ok()) return config.status().at(checkpoint.path());
     if (checkpoint.is_gguf() && row.gguf_interleaved_qk) {
+      // Put back in the published order, they rotate as published too.
       config->qk_row_order = nn::RowOrder::kInterleavedHeads;
+      config->rope_traditional = false;
     }
     if (const Status status = check(*config); !status.ok()) {
       return status.at(checkpoint.path());

@@ -38,6 +38,24 @@ Result<double> number_or(const Json& scaling, const char* key, double value) {
   return it->get<double>();
 }
 
+Result<std::vector<float>> numbers(const Json& scaling,
+                                   const char* key,
+                                   size_t n) {
+  const auto it = scaling.find(key);
+  std::vector<float> values;
+  if (it != scaling.end() && it->is_array()) {
+    for (const Json& value : *it) {
+      if (!value.is_number()) break;
+      values.push_back(value.get<float>());
+    }
+  }
+  if (values.size() != n) {
+    return invalid_input(
+        fmt::format("config.json: rope_scaling.{} must be {} numbers", key, n));
+  }
+  return values;
+}
+
 // base ** (arange(0, dims, 2) / dims), as mlx-lm writes it.
 mx::array powers(double base, uint32_t dims) {
   const mx::array exponents =
@@ -103,6 +121,8 @@ Result<Rope> Rope::make(const Options& options) {
   } else if (type == "longrope") {
     FLASH_RETURN_IF_ERROR(rope.set_longrope(
         scaling, options.base, options.max_position_embeddings));
+  } else if (type == "freq_factors") {
+    FLASH_RETURN_IF_ERROR(rope.set_freq_factors(scaling, options.base));
   } else if (type != "default" && type != "mrope") {
     return unsupported(fmt::format(
         "config.json: rope_scaling type '{}' is not supported", type));
@@ -215,22 +235,22 @@ Status Rope::set_longrope(const Json& scaling,
                           uint64_t max_position) {
   FLASH_ASSIGN_OR_RETURN(const double original,
                          number(scaling, "original_max_position_embeddings"));
-  const auto it = scaling.find("long_factor");
-  std::vector<float> factors;
-  if (it != scaling.end() && it->is_array()) {
-    for (const Json& value : *it) {
-      if (!value.is_number()) break;
-      factors.push_back(value.get<float>());
-    }
-  }
-  if (factors.size() != dims_ / 2) {
-    return invalid_input(fmt::format(
-        "config.json: rope_scaling.long_factor must be {} numbers", dims_ / 2));
-  }
+  FLASH_ASSIGN_OR_RETURN(const std::vector<float> factors,
+                         numbers(scaling, "long_factor", dims_ / 2));
   const double ratio = static_cast<double>(max_position) / original;
   mscale_ = ratio <= 1 ? 1.0f
                        : static_cast<float>(std::sqrt(
                              1 + std::log(ratio) / std::log(original)));
+  set_freqs(mx::multiply(
+      mx::array(factors.begin(), {static_cast<int>(factors.size())}),
+      powers(base, dims_)));
+  return Status();
+}
+
+// GGUF's rope_freqs.weight: a divisor for each frequency.
+Status Rope::set_freq_factors(const Json& scaling, double base) {
+  FLASH_ASSIGN_OR_RETURN(const std::vector<float> factors,
+                         numbers(scaling, "freq_factors", dims_ / 2));
   set_freqs(mx::multiply(
       mx::array(factors.begin(), {static_cast<int>(factors.size())}),
       powers(base, dims_)));

@@ -54,6 +54,7 @@ class Rope {
   Status set_llama3(const Json& scaling, double base);
   Status set_yarn(const Json& scaling, double base);
   Status set_longrope(const Json& scaling, double base, uint64_t max_position);
+  Status set_freq_factors(const Json& scaling, double base);
   void set_freqs(mx::array freqs);
   float dynamic_base(uint64_t length) const;
 
