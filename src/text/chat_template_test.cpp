@@ -201,6 +201,15 @@ TEST(ChatTemplate, HostileTemplatesEndInAnErrorWithinASecond) {
       "{% set ns = namespace() %}{% for i in range(99999) %}"
       "{% for j in range(99999) %}{% set ns.m = cycler(ns.m) %}{% endfor %}"
       "{% endfor %}",
+      "{% set a = 'a' * 4000000 %}{% for i in range(9) %}"
+      "{{ (a ~ i).find(a[1:] ~ 'b') }}{{ (a ~ i).rfind('b' ~ a[1:]) }}"
+      "{% endfor %}{% for i in range(99999) %}{{ a in a }}{% endfor %}",
+      "{{ ('\\n' * 9000000)|indent }}",
+      "{{ ('\\n' * 9000000).splitlines() }}",
+      "{{ ('a ' * 4000000)|wordwrap }}",
+      "{{ (['\\x01' * 9000000, 1]|string)|length }}",
+      "{{ '\\x01' * 9000000 }}{{ ('\\x01' * 9000000)|tojson }}",
+      "{{ ('é' * 4000000).strip('é' * 900000 ~ 'x') }}",
       "{{ " + deep,
       chain + " }}",
       "{{ " + std::string(100000, '-') + "1 }}",

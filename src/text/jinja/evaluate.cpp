@@ -55,15 +55,8 @@ Value Interpreter::evaluate(const Expr& expr) {
       position_ = expr.position;
       return get_item(object, key);
     }
-    case ExprKind::kSlice: {
-      const Value object = evaluate(*expr.children[0]);
-      Value bounds[3] = {Value::none(), Value::none(), Value::none()};
-      for (size_t i = 0; i < 3; ++i) {
-        if (expr.children[i + 1]) bounds[i] = evaluate(*expr.children[i + 1]);
-      }
-      position_ = expr.position;
-      return slice(heap_, object, bounds[0], bounds[1], bounds[2]);
-    }
+    case ExprKind::kSlice:
+      return slice_expression(expr);
     case ExprKind::kCall:
       return call_expression(expr, nullptr);
     case ExprKind::kFilter:
@@ -96,6 +89,16 @@ Value Interpreter::evaluate(const Expr& expr) {
       break;
   }
   fail("this expression has no value");
+}
+
+Value Interpreter::slice_expression(const Expr& expr) {
+  const Value object = evaluate(*expr.children[0]);
+  Value bounds[3] = {Value::none(), Value::none(), Value::none()};
+  for (size_t i = 0; i < 3; ++i) {
+    if (expr.children[i + 1]) bounds[i] = evaluate(*expr.children[i + 1]);
+  }
+  position_ = expr.position;
+  return slice(heap_, object, bounds[0], bounds[1], bounds[2]);
 }
 
 Value Interpreter::constant(const Expr& expr) {

@@ -118,13 +118,14 @@ Value format(Interpreter& in, const Value& self, const Bound& args) {
   return format_percent(in.heap(), text, named);
 }
 
-std::vector<std::string> lines_of(const std::string& text) {
+std::vector<std::string> lines_of(Heap& heap, const std::string& text) {
   std::vector<std::string> lines;
   size_t begin = 0;
   for (size_t at = 0; at < text.size();) {
     const size_t end = at;
     const char32_t c = next_code_point(text, &at);
     if (!is_line_end(c)) continue;
+    heap.check_room(text.size() + 2 * lines.size() * sizeof(std::string));
     lines.push_back(text.substr(begin, end - begin));
     if (c == '\r' && at < text.size() && text[at] == '\n') ++at;
     begin = at;
@@ -149,7 +150,7 @@ Value indent(Interpreter& in, const Value& self, const Bound& args) {
   }
   const bool blank = args.truth(2);
   heap.step_bytes(self.text().size() * 4);
-  const std::vector<std::string> lines = lines_of(self.text() + "\n");
+  const std::vector<std::string> lines = lines_of(heap, self.text() + "\n");
   Sink out(heap);
   for (size_t i = 0; i < lines.size(); ++i) {
     if (i > 0) out.append("\n");
@@ -339,6 +340,7 @@ void wrap_line(Interpreter& in,
       // A hyphen inside a word allows a break after it.
       if (!space && c == '-' && at < line.size() && at - begin > 1) break;
     }
+    in.heap().check_room(line.size() + 2 * chunks.size() * sizeof(line));
     chunks.push_back(line.substr(begin, at - begin));
   }
   std::string current;
@@ -380,7 +382,7 @@ Value wordwrap(Interpreter& in, const Value& self, const Bound& args) {
   in.heap().step_bytes(self.text().size() * 16);
   Sink out(in.heap());
   bool first = true;
-  for (const std::string& line : lines_of(self.text())) {
+  for (const std::string& line : lines_of(in.heap(), self.text())) {
     std::vector<std::string> wrapped;
     wrap_line(in,
               line,

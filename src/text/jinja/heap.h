@@ -45,7 +45,7 @@ class TemplateError : public std::exception {
 }
 
 struct Limits {
-  size_t bytes_max = 40u << 20;    // of values and output alive at once
+  size_t bytes_max = 20u << 20;    // of values and output alive at once
   uint64_t steps_max = 3'000'000;  // about 100 ns each
   uint32_t value_depth_max = 200;  // lists in lists
   uint32_t call_depth_max = 150;   // macros, recursive loops

@@ -105,6 +105,7 @@ class Interpreter {
   // Expressions (evaluate.cpp)
   Value evaluate(const Expr& expr);
   Value constant(const Expr& expr);
+  Value slice_expression(const Expr& expr);
   Value name(const Expr& expr);
   Value list(const Expr& expr);
   Value dict(const Expr& expr);

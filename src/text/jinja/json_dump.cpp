@@ -88,7 +88,7 @@ class JsonWriter {
       case Kind::kFloat:
         return out_.append(number_text(value.as_float()));
       case Kind::kString:
-        out_.heap().check_room(value.text().size());
+        out_.heap().check_room(value.text().size() * 2);
         return out_.append(quote(value.text(), style_.ensure_ascii));
       case Kind::kList:
       case Kind::kTuple:

@@ -49,7 +49,8 @@ int64_t find_at(Interpreter& in,
   if (!bounds(self, args, 1, &begin, &end)) return -1;
   const std::string_view part =
       std::string_view(self.text()).substr(begin, end - begin);
-  const size_t found = backwards ? part.rfind(needle) : part.find(needle);
+  const size_t found =
+      backwards ? find_last_text(part, needle) : find_text(part, needle);
   if (found == std::string_view::npos) return -1;
   return static_cast<int64_t>(count_code_points(
       std::string_view(self.text()).substr(0, begin + found)));
@@ -84,8 +85,8 @@ Value count(Interpreter& in, const Value& self, const Bound& args) {
     return Value::integer(static_cast<int64_t>(count_code_points(part)) + 1);
   }
   int64_t total = 0;
-  for (size_t at = part.find(needle); at != std::string_view::npos;
-       at = part.find(needle, at + needle.size())) {
+  for (size_t at = find_text(part, needle); at != std::string_view::npos;
+       at = find_text(part, needle, at + needle.size())) {
     ++total;
   }
   return Value::integer(total);
@@ -208,8 +209,10 @@ std::vector<std::string_view> split_at(Interpreter& in,
   if (separator.empty()) fail("empty separator");
   std::vector<std::string_view> out;
   for (; left != 0; --left) {
-    const size_t found =
-        backwards ? text.rfind(separator) : text.find(separator);
+    // A long separator costs a pass over the rest from behind.
+    if (backwards && separator.size() > 16) in.heap().step_bytes(text.size());
+    const size_t found = backwards ? find_last_text(text, separator)
+                                   : find_text(text, separator);
     if (found == std::string_view::npos) break;
     const size_t after = found + separator.size();
     if (backwards) {
@@ -272,7 +275,8 @@ Value partition_at(Interpreter& in,
   if (separator.empty()) fail("empty separator");
   const std::string& text = self.text();
   in.heap().step_bytes(text.size());
-  const size_t found = backwards ? text.rfind(separator) : text.find(separator);
+  const size_t found =
+      backwards ? find_last_text(text, separator) : find_text(text, separator);
   Values out;
   if (found == std::string::npos) {
     out = {in.text(""), in.text("")};

@@ -98,7 +98,7 @@ Value replace(Interpreter& in, const Value& self, const Bound& args) {
     }
   } else {
     for (; left != 0; --left) {
-      const size_t found = text.find(from, at);
+      const size_t found = find_text(text, from, at);
       if (found == std::string::npos) break;
       out.append(std::string_view(text).substr(at, found - at));
       out.append(to);

@@ -5,7 +5,9 @@
 namespace mlx_flash::jinja {
 namespace {
 
-constexpr size_t kSourceBytesMax = 256u << 10;
+// The tokens and the tree of a source take some hundred times its bytes.
+constexpr size_t kSourceBytesMax = 128u << 10;
+constexpr size_t kParametersOfMacroMax = 255;
 constexpr uint32_t kBlocksMax = 100;
 
 std::string describe(const Token& token) {
@@ -299,6 +301,9 @@ void Parser::signature(MacroCode* macro) {
       macro->defaults.push_back(expression());
     } else if (!macro->defaults.empty()) {
       refuse("non-default argument follows default argument", position);
+    }
+    if (macro->parameters.size() >= kParametersOfMacroMax) {
+      refuse("the macro has too many parameters", position);
     }
     for (const std::string& other : macro->parameters) {
       if (other == name) refuse("duplicate argument '" + name + "'", position);

@@ -151,6 +151,7 @@ void append_repr(Sink& out, const Value& value) {
   out.heap().step();
   switch (value.kind()) {
     case Kind::kString:
+      out.heap().check_room(value.text().size() * 2);
       if (is_markup(value)) {
         out.append("Markup(" + repr_text(value.text()) + ")");
       } else {

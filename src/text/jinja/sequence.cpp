@@ -205,7 +205,7 @@ bool contains(Heap& heap, const Value& container, const Value& item) {
              type_name(item));
       }
       heap.step_bytes(container.text().size());
-      return container.text().find(item.text()) != std::string::npos;
+      return find_text(container.text(), item.text()) != std::string_view::npos;
     }
     case Kind::kDict:
       return container.as<DictObject>().find(item) != nullptr;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <iterator>
 
 namespace mlx_flash::jinja {
@@ -417,6 +418,29 @@ std::string_view strip_left(std::string_view text, std::string_view chars) {
 
 std::string_view strip_right(std::string_view text, std::string_view chars) {
   return strip_right_if(text, [&](char32_t c) { return contains(chars, c); });
+}
+
+size_t find_text(std::string_view text,
+                 std::string_view needle,
+                 size_t from_byte) {
+  if (from_byte > text.size()) return std::string_view::npos;
+  if (needle.empty()) return from_byte;
+  const void* found = memmem(text.data() + from_byte,
+                             text.size() - from_byte,
+                             needle.data(),
+                             needle.size());
+  if (!found) return std::string_view::npos;
+  return static_cast<size_t>(static_cast<const char*>(found) - text.data());
+}
+
+size_t find_last_text(std::string_view text, std::string_view needle) {
+  constexpr size_t kShort = 16;
+  if (needle.size() <= kShort) return text.rfind(needle);
+  const std::string reversed(text.rbegin(), text.rend());
+  const std::string reversed_needle(needle.rbegin(), needle.rend());
+  const size_t found = find_text(reversed, reversed_needle);
+  if (found == std::string_view::npos) return found;
+  return text.size() - found - needle.size();
 }
 
 bool is_line_end(char32_t c) {

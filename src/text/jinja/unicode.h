@@ -58,6 +58,13 @@ std::string_view strip_right(std::string_view text);
 std::string_view strip_left(std::string_view text, std::string_view chars);
 std::string_view strip_right(std::string_view text, std::string_view chars);
 
+// Offset of the first, or last, `needle` in `text` from `from_byte` on; npos
+// when there is none. Linear time, unlike std::string::find.
+size_t find_text(std::string_view text,
+                 std::string_view needle,
+                 size_t from_byte = 0);
+size_t find_last_text(std::string_view text, std::string_view needle);
+
 // True at the line ends of str.splitlines ("\r\n" is one, seen by the caller).
 bool is_line_end(char32_t c);
 
