@@ -120,6 +120,8 @@ class Core {
   Status start(const Hooks& hooks);
   Limits limits(uint64_t ram_bytes, uint64_t runtime_bytes) const;
 
+  uint64_t arena_budget(uint64_t ram_bytes) const;
+
   Status check(std::span<const BatchRow> batch) const;
   Status ensure_kv(std::span<const BatchRow> batch);
   Status ensure_stock_kv(std::span<const BatchRow> batch);

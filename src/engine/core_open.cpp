@@ -199,10 +199,9 @@ Status Core::start(const Hooks& hooks) {
   const uint64_t pages = (plan_.context / kernels::kKvBlock + 1) * kSessionsMax;
   const uint64_t addresses =
       homes + plan_.ring_bytes + pages * page + (uint64_t{64} << 20);
-  const uint64_t kv_share = stock() ? 0 : std::max(plan_.kv_bytes, page);
-  const uint64_t budget = plan_.ring_bytes + plan_.pinned_slot_bytes + kv_share;
   if (stock()) stock_kv_bytes_ = plan_.kv_bytes;
-  FLASH_ASSIGN_OR_RETURN(arena_, Arena::create(addresses, budget));
+  FLASH_ASSIGN_OR_RETURN(
+      arena_, Arena::create(addresses, arena_budget(plan_.ram_bytes)));
   if (!stock()) {
     FLASH_ASSIGN_OR_RETURN(kv_pool_, KvPool::create(*arena_, layout, pages));
   }
@@ -229,6 +228,17 @@ Status Core::start(const Hooks& hooks) {
   return Status();
 }
 
+// What of a budget is the arena's: ring, pins and (fast) KV, whatever their
+// shares are at the time.
+uint64_t Core::arena_budget(uint64_t ram_bytes) const {
+  const uint64_t others = runtime_bytes_ + costs_.small_tensor_bytes +
+                          plan_.activation_bytes +
+                          (stock() ? stock_kv_bytes_ : 0);
+  if (others >= ram_bytes) return 0;
+  const uint64_t rest = ram_bytes - others;
+  return rest - page_table_bytes(rest, 4096);
+}
+
 Status Core::set_ram(uint64_t ram_bytes) {
   Limits changed = limits(ram_bytes, runtime_bytes_);
   changed.context = plan_.context;
@@ -238,19 +248,18 @@ Status Core::set_ram(uint64_t ram_bytes) {
   // Ring and activations stay as they are; pins and KV share the rest.
   const uint64_t kv =
       kv_pool_ ? kv_pool_->pages_committed() * kv_pool_->page_stride() : 0;
-  const uint64_t fixed = runtime_bytes_ + plan_.activation_bytes +
-                         plan_.ring_bytes + page_table_bytes(ram_bytes, 4096);
-  if (fixed + kv > ram_bytes) {
+  const uint64_t arena_bytes = arena_budget(ram_bytes);
+  const uint64_t kept = plan_.ring_bytes + kv;
+  if (kept > arena_bytes) {
     return invalid_input(fmt::format(
-        "{} is too little for what is in use ({}); /reset frees the context",
+        "{} is too little for what is in use ({} more); /reset frees the "
+        "context",
         format_size(ram_bytes),
-        format_size(fixed + kv)));
+        format_size(kept - arena_bytes)));
   }
-  const uint64_t arena_bytes = ram_bytes - fixed + plan_.ring_bytes;
-  const uint64_t kv_share = std::max(kv, plan.kv_bytes);
-  const uint64_t pins = arena_bytes - plan_.ring_bytes > kv_share
-                            ? arena_bytes - plan_.ring_bytes - kv_share
-                            : 0;
+  const uint64_t kv_share = stock() ? 0 : std::max(kv, plan.kv_bytes);
+  const uint64_t shares = plan_.ring_bytes + kv_share;
+  const uint64_t pins = arena_bytes > shares ? arena_bytes - shares : 0;
   if (arena_bytes > arena_->budget_bytes()) arena_->set_budget(arena_bytes);
   const std::vector<bool> chosen = choose_pins(*schedule_, pins);
   FLASH_RETURN_IF_ERROR(tiles_->set_pins(chosen));

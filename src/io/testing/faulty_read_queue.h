@@ -18,7 +18,7 @@
 
 namespace mlx_flash {
 
-class FaultyReadQueue final : public ReadQueue {
+class FaultyReadQueue : public ReadQueue {
  public:
   explicit FaultyReadQueue(ReadQueue& inner) : inner_(inner) {}
 
