@@ -25,6 +25,7 @@
 #include "cli/signals.h"
 #include "cli/text_input.h"
 #include "cli/values.h"
+#include "cli/word_wrap.h"
 
 namespace mlx_flash {
 namespace {
@@ -228,6 +229,7 @@ Result<std::string> Chat::generate(std::span<const int32_t> ids) {
   options.prefill_progress = [&progress](size_t done, size_t total) {
     progress.update(done, total);
   };
+  WordWrap wrap(std::max(terminal_columns(), 20));
   signals_.watch(session_.get());
   Generation generation = session_->generate(ids.subspan(keep), options);
   std::string text;
@@ -235,7 +237,8 @@ Result<std::string> Chat::generate(std::span<const int32_t> ids) {
   while (const auto piece = generation.next()) {
     progress.clear();
     text += piece->text;
-    written = write_stdout(piece->text);
+    written = write_stdout(editor_.interactive() ? wrap.add(piece->text)
+                                                 : piece->text);
     if (!written.ok()) break;
   }
   progress.clear();
@@ -350,6 +353,9 @@ Result<int> chat(const ChatCommandOptions& options) {
 CommandFn add_chat(CLI::App& app) {
   auto options = std::make_shared<ChatCommandOptions>();
   options->generate.max_tokens = 1024;
+  // Greedy conversations of small models soon repeat themselves.
+  options->generate.sampling.temperature = 0.7f;
+  options->generate.sampling.top_p = 0.95f;
   add_engine_options(app, options->engine);
   add_sampling_options(app, options->generate);
   ChatCommandOptions& o = *options;

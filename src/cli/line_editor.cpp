@@ -4,6 +4,7 @@
 #include <histedit.h>
 #include <langinfo.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 #include <utf8proc.h>
 
@@ -93,6 +94,7 @@ struct LineEditor::Terminal {
   History* history = nullptr;
   std::string prompt;
   std::string history_file;
+  termios original{};
 
   static char* prompt_of(EditLine* editor) {
     Terminal* self = nullptr;
@@ -102,6 +104,7 @@ struct LineEditor::Terminal {
 
   explicit Terminal(std::string file) : history_file(std::move(file)) {
     use_utf8_locale();
+    ::tcgetattr(STDIN_FILENO, &original);
     history = history_init();
     HistEvent event;
     ::history(history, &event, H_SETSIZE, kHistoryLines);
@@ -126,10 +129,16 @@ struct LineEditor::Terminal {
     el_set(editor, EL_BIND, "\\e[1;5C", "em-next-word", nullptr);
     el_set(editor, EL_BIND, "\\e[1;5D", "ed-prev-word", nullptr);
     el_source(editor, nullptr);  // the user's ~/.editrc
+    // Between reads: no echo into an answer, and no line discipline that would
+    // turn a Ctrl-D typed ahead into nothing.
+    el_set(editor, EL_SETTY, "-x", "-echo", "-icanon", nullptr);
+    write_stderr(kPasteOn);
   }
 
   ~Terminal() {
+    write_stderr(kPasteOff);
     el_end(editor);
+    ::tcsetattr(STDIN_FILENO, TCSADRAIN, &original);
     history_end(history);
   }
 
@@ -168,12 +177,10 @@ LineEditor::Outcome LineEditor::read(const std::string& prompt,
   if (terminal_ != nullptr) {
     terminal_->prompt = prompt;
     el_resize(terminal_->editor);
-    write_stderr(kPasteOn);
     int count = 0;
     errno = 0;
     const char* text = el_gets(terminal_->editor, &count);
     const int error = errno;
-    write_stderr(kPasteOff);
     if (text == nullptr || count <= 0) {
       if (error == EINTR) {
         el_reset(terminal_->editor);

@@ -3,7 +3,8 @@
 
 // Lines typed by a person: editing and history by libedit where stdin and
 // stdout are a terminal (text pasted with newlines stays one line of input),
-// plain lines otherwise. Thread-compatible.
+// plain lines otherwise. Between two reads the terminal shows nothing of what
+// is typed; it waits for the next read. Thread-compatible.
 
 #include <memory>
 #include <string>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "cli/options.h"
 
+#include <fmt/format.h>
+
 #include <limits>
 #include <utility>
 
@@ -210,7 +212,7 @@ void add_sampling_options(CLI::App& app, GenerateOptions& options) {
                           float& target,
                           double min,
                           double max,
-                          const char* help) {
+                          const std::string& help) {
     add_value(app,
               flag,
               "X",
@@ -230,12 +232,18 @@ void add_sampling_options(CLI::App& app, GenerateOptions& options) {
                             options.max_tokens);
             })
       ->group(kSamplingGroup);
-  number("--temp",
-         sampling.temperature,
+  number(
+      "--temp",
+      sampling.temperature,
+      0,
+      100,
+      fmt::format("Temperature; 0: greedy (default {})", sampling.temperature));
+  number("--top-p",
+         sampling.top_p,
          0,
-         100,
-         "Temperature; 0: greedy (default)");
-  number("--top-p", sampling.top_p, 0, 1, "Nucleus: share of probability kept");
+         1,
+         fmt::format("Nucleus: share of probability kept (default {})",
+                     sampling.top_p));
   add_value(app,
             "--top-k",
             "N",

@@ -37,8 +37,8 @@ class ChatModel(Case):
 
 class Pipe(ChatModel):
     def chat(self, text, *more):
-        return self.run_program("chat", "-m", self.chat_model, "-n", "8", "--ctx",
-                                "1000", *more, stdin=text)
+        return self.run_program("chat", "-m", self.chat_model, "--temp", "0",
+                                "-n", "8", "--ctx", "1000", *more, stdin=text)
 
     def test_each_line_is_a_message(self):
         done = self.chat("Once\nthere was\n")
@@ -114,7 +114,7 @@ class Pipe(ChatModel):
 
     def test_a_model_without_a_template_continues_the_text(self):
         out = self.succeed("chat", "-m", self.model, "-n", "8", "-q",
-                           stdin="Once upon a\n")
+                           "--temp", "0", stdin="Once upon a\n")
         want = self.succeed("run", "-m", self.model, "-n", "8", "-q", "--prompt",
                             "Once upon a")
         self.assertEqual(out, want)
@@ -135,7 +135,7 @@ class Terminal(ChatModel):
         if self.pid == 0:
             os.environ.update(self.environment, TERM="xterm", LC_ALL="C.UTF-8")
             command = self.command("chat", "-m", self.chat_model, "--ctx",
-                                   "20000", *more)
+                                   "20000", "--temp", "0", *more)
             os.execv(command[0], command)
         self.addCleanup(self.end)
 
@@ -243,6 +243,18 @@ class Terminal(ChatModel):
         self.wait_for("> ")
         self.type("\x1b[A\r")
         self.wait_for("System message: größer")
+
+    def test_what_is_typed_during_an_answer_waits_unseen(self):
+        self.end()
+        self.seen = ""
+        self.start("-n", "400", "--ignore-eos")
+        self.wait_for("> ")
+        self.type("Once upon\r")
+        self.wait_for("Once upon\n[^|]{20}")
+        self.type("/system \x1b[200~one\rtwo\x1b[201~\r")
+        answer = self.wait_for(r"tok/s")
+        self.assertNotIn("/system", answer)
+        self.wait_for("System message: one two")
 
     def test_lines_are_edited(self):
         self.wait_for("> ")
