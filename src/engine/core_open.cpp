@@ -162,7 +162,10 @@ Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
 
 Status Core::make_plan(const Hooks& hooks) {
   costs_ = model_->costs(stock(), kv_dtype_);
-  if (costs_.context_max == 0) costs_.context_max = kContextUnknown;
+  if (costs_.context_max == 0) {
+    costs_.context_max = std::max<uint64_t>(
+        kContextUnknown, model_->config().max_position_embeddings);
+  }
   uint64_t rows_memory = 0;
   if (!matrices_.empty()) {
     rows_memory = RowReader::memory_bytes(matrices_[model_->embedding().matrix],

@@ -157,7 +157,8 @@ ModelCosts Decoder::costs(bool stock, DType kv_dtype) const {
   ModelCosts costs;
   costs.kv_bytes_per_token = kv_layout(kv_dtype).bytes_per_token();
   costs.kv_block_tokens = kernels::kKvBlock;
-  costs.context_max = config_.max_position_embeddings;
+  // Dynamic rope goes on where the trained length ends.
+  costs.context_max = rope_.grows() ? 0 : config_.max_position_embeddings;
   const size_t row = layer_floats() * sizeof(float);
   costs.activation_fixed_bytes = kLayersAhead * kWholeStepRows * row;
   costs.activation_bytes_per_row =

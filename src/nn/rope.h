@@ -39,6 +39,7 @@ class Rope {
 
   uint32_t dims() const { return dims_; }
   bool traditional() const { return traditional_; }
+  bool grows() const { return dynamic_factor_ != 0; }  // any position will do
   float mscale() const { return mscale_; }  // multiplies what is rotated
 
   // Fast: cosines then sines (dims / 2 of each) for each position, row after
