@@ -21,7 +21,7 @@ enum class IoBackend { kAuto, kUring, kThreads };
 
 struct Config {
   // A folder in Hugging Face or MLX layout, or a .gguf file.
-  std::string model;
+  std::string model = {};
 
   // Peak resident bytes of the whole process, page cache it causes included.
   // 0: what the machine or the cgroup has free, less a margin.

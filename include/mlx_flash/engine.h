@@ -43,9 +43,9 @@ struct SamplingOptions {
 };
 
 struct GenerateOptions {
-  SamplingOptions sampling;
+  SamplingOptions sampling = {};
   int64_t max_tokens = 256;
-  std::vector<std::string> stop;  // stop strings; not part of the text
+  std::vector<std::string> stop = {};  // stop strings; not part of the text
   bool ignore_eos = false;
 
   // Called on the engine's thread after each forward of the prompt, with the

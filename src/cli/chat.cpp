@@ -255,7 +255,7 @@ Result<std::string> Chat::generate(std::span<const int32_t> ids) {
     figures += fmt::format(" | {:.1f} tok/s", last_.decode_tok_s);
   }
   figures += fmt::format(
-      " | first after {} | {} read per token | context {} "
+      " | first after {} | {}/token | context {} "
       "of {}",
       format_seconds(last_.ttft_s),
       format_bytes(last_.bytes_read_per_token),
@@ -354,8 +354,8 @@ CommandFn add_chat(CLI::App& app) {
   auto options = std::make_shared<ChatCommandOptions>();
   options->generate.max_tokens = 1024;
   // Greedy conversations of small models soon repeat themselves.
-  options->generate.sampling.temperature = 0.7f;
-  options->generate.sampling.top_p = 0.95f;
+  options->generate.sampling.temperature = 0.3f;
+  options->generate.sampling.top_p = 0.9f;
   add_engine_options(app, options->engine);
   add_sampling_options(app, options->generate);
   ChatCommandOptions& o = *options;
