@@ -30,7 +30,7 @@ import tempfile
 import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -95,10 +95,11 @@ class Settings:
     kv_type: Optional[str] = None
     ram: Optional[str] = None
     threads: Optional[int] = None
+    ctx: Optional[int] = None
 
     def flags(self) -> list:
         flags = ["--kernels", self.kernels]
-        for name in ("kv_type", "ram", "threads"):
+        for name in ("kv_type", "ram", "threads", "ctx"):
             value = getattr(self, name)
             if value is not None:
                 flags += ["--" + name.replace("_", "-"), str(value)]
@@ -247,6 +248,10 @@ def jobs_of(case: tiny.Case) -> list:
     for chunks in case.fast_chunks or case.chunks:
         jobs.append(Job(chunks, FAST_F32, "float32", check_fast_f32))
         jobs.append(Job(chunks, FAST, "float32", check_fast))
+    for job in jobs:
+        # By itself the engine keeps to the length the model was made for.
+        if sum(job.chunks) > case.config["max_position_embeddings"]:
+            job.settings = replace(job.settings, ctx=sum(job.chunks))
     return jobs
 
 
@@ -519,7 +524,7 @@ def check_one(engine: Engine, args: argparse.Namespace) -> int:
         plan += [(FAST_F32, "float32", check_fast_f32), (FAST, "float32", check_fast)]
     for settings, mode, check in plan:
         want = Reference(args.reference or args.model, mode).logits(ids, chunks)
-        settings = Settings(settings.kernels, settings.kv_type, args.ram, args.threads)
+        settings = replace(settings, ram=args.ram, threads=args.threads)
         try:
             got = engine(args.model, ids, chunks, settings)
             findings.append(check(got, want))

@@ -20,6 +20,10 @@ class Failure(Exception):
     """What is wrong, in one line."""
 
 
+class Difference(Failure):
+    """The answer is another one."""
+
+
 def skip(reason: str) -> None:
     print(f"SKIP: {reason}")
     sys.exit(SKIPPED)
