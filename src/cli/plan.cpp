@@ -18,18 +18,14 @@ struct PlanOptions {
 };
 
 // A budget that is too small has no plan, but an answer: it does not fit, and
-// this is the smallest that would.
+// this is one that would, within a few MB of the smallest (the first attempt
+// still occupies memory when the second is planned).
 Result<PlanSummary> plan_even_if_small(const Config& config) {
   auto plan = Engine::plan_only(config);
   if (plan.ok() || config.ram_bytes == 0) return plan;
   Config roomy = config;
-  roomy.ram_bytes = uint64_t{1} << 50;
-  auto enough = Engine::plan_only(roomy);
-  // A vast budget has vast page tables: ask once more with a modest one.
-  if (enough.ok()) {
-    roomy.ram_bytes = 2 * enough->ram_min_bytes;
-    enough = Engine::plan_only(roomy);
-  }
+  roomy.ram_bytes = uint64_t{1} << 40;
+  const auto enough = Engine::plan_only(roomy);
   if (!enough.ok() || enough->ram_min_bytes <= config.ram_bytes) return plan;
   return PlanSummary{.weights_bytes = enough->weights_bytes,
                      .pass_bytes = enough->pass_bytes,
