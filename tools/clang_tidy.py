@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("src/",)
 SKIP = re.compile(r"_(test|bench)(_\w+)?\.cpp$|/testing/")
+PCH = re.compile(r" (-Winvalid-pch|-fpch-preprocess|-include \S*cmake_pch\.hxx)"
+                 r"(?= )")
 OPTIONS = ["--quiet", "--extra-arg=-Wthread-safety",
            "--extra-arg=-Wno-string-conversion",  # CHECK(false && "why")
            "--extra-arg=-Wno-unknown-warning-option",
@@ -41,6 +43,17 @@ def dependencies(build):
         elif ": #deps" in line:
             current = result.setdefault(line.split(": #deps")[0], [])
     return result
+
+
+def without_precompiled_headers(entries, cache):
+    """A folder with the same commands but for GCC's precompiled headers, which
+    clang cannot read; every file includes what it needs by itself."""
+    folder = cache / "commands"
+    folder.mkdir(exist_ok=True)
+    plain = [dict(entry, command=PCH.sub(" ", entry["command"]))
+             for entry in entries]
+    (folder / "compile_commands.json").write_text(json.dumps(plain))
+    return str(folder)
 
 
 class Digests:
@@ -81,6 +94,7 @@ def main():
     cache = Path(build, "..", "lint").resolve()
     cache.mkdir(parents=True, exist_ok=True)
     entries = json.loads(Path(build, "compile_commands.json").read_text())
+    commands = without_precompiled_headers(entries, cache)
     depends, digests, work = dependencies(build), Digests(), {}
     for entry in entries:
         name = os.path.relpath(entry["file"], ROOT)
@@ -91,7 +105,7 @@ def main():
         mark = cache / (work[name] or "none")
         if work[name] and mark.exists():
             return name, 0, ""
-        done = subprocess.run([tool, "-p", build, *OPTIONS, str(ROOT / name)],
+        done = subprocess.run([tool, "-p", commands, *OPTIONS, str(ROOT / name)],
                               check=False, capture_output=True, text=True)
         if done.returncode == 0 and work[name]:
             mark.touch()

@@ -9,10 +9,13 @@ namespace mlx_flash {
 namespace {
 
 // The one piece of process-wide state: what goes to the process's stderr.
-std::atomic<LogLevel> g_level{LogLevel::kWarning};
+std::atomic<LogLevel>& level_cell() {
+  static std::atomic<LogLevel> level{LogLevel::kWarning};
+  return level;
+}
 
 void write(LogLevel level, const char* prefix, std::string_view message) {
-  if (level > g_level.load(std::memory_order_relaxed)) return;
+  if (level > level_cell().load(std::memory_order_relaxed)) return;
   // One write per line, so that lines of two threads do not mix.
   std::string line = prefix;
   line += message;
@@ -23,10 +26,10 @@ void write(LogLevel level, const char* prefix, std::string_view message) {
 }  // namespace
 
 void set_log_level(LogLevel level) {
-  g_level.store(level);
+  level_cell().store(level);
 }
 LogLevel log_level() {
-  return g_level.load();
+  return level_cell().load();
 }
 
 void log_warning(std::string_view message) {

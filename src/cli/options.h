@@ -26,8 +26,9 @@ CLI::Option* add_value(CLI::App& app,
 // A parser's result put into `target`.
 template <typename T, typename U>
 Status assign(Result<T> result, U& target) {
-  if (result.ok()) target = static_cast<U>(std::move(result).value());
-  return result.status();
+  if (!result.ok()) return result.status();
+  target = static_cast<U>(std::move(result).value());
+  return Status();
 }
 
 // --model, --model-name, --quiet, --debug: every command that needs a model.

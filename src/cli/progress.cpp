@@ -12,8 +12,8 @@
 namespace mlx_flash {
 namespace {
 
-constexpr double kPatience_s = 0.4;  // shorter work shows nothing
-constexpr double kRedraw_s = 0.1;
+constexpr double kPatienceSeconds = 0.4;  // shorter work shows nothing
+constexpr double kRedrawSeconds = 0.1;
 constexpr int kBarMax = 30;
 
 }  // namespace
@@ -31,7 +31,7 @@ Progress::~Progress() {
 void Progress::update(uint64_t done, uint64_t total) {
   if (!enabled_ || total == 0) return;
   const double now = now_seconds();
-  if (now - started_s_ < kPatience_s || now - drawn_at_s_ < kRedraw_s) return;
+  if (now - started_s_ < kPatienceSeconds || now - drawn_at_s_ < kRedrawSeconds) return;
   drawn_at_s_ = now;
   drawn_ = true;
   write_stderr("\r\x1b[K" + progress_text(label_,

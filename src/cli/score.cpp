@@ -115,7 +115,7 @@ Status forward_all(const ScoreOptions& options,
     if (!row_status.ok()) session.interrupt();
     progress.update(position + 1, ids.size());
   };
-  const Status status = session.forward(ids, options.chunks, row);
+  Status status = session.forward(ids, options.chunks, row);
   // A failed write is why the forward was stopped.
   FLASH_RETURN_IF_ERROR(row_status);
   return status;

@@ -112,7 +112,13 @@ Status Decoder::build_layer(uint32_t index,
       layer.down,
       linear("mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias));
 
-  nn::AttentionConfig& attention = layer.attention;
+  return build_attention(index, store, layer.attention);
+}
+
+Status Decoder::build_attention(uint32_t index,
+                                nn::WeightStore& store,
+                                nn::AttentionConfig& attention) {
+  const DecoderConfig& c = config_;
   attention.layer = index;
   attention.heads = c.num_attention_heads;
   attention.kv_heads = c.num_key_value_heads;
@@ -120,12 +126,15 @@ Status Decoder::build_layer(uint32_t index,
   attention.scale = static_cast<float>(std::pow(c.head_dim, -0.5));
   attention.window = c.windows[index];
   attention.rope = &rope_;
-  if (c.qk_norm) {
-    FLASH_ASSIGN_OR_RETURN(attention.q_norm,
-                           norm("self_attn.q_norm", c.head_dim));
-    FLASH_ASSIGN_OR_RETURN(attention.k_norm,
-                           norm("self_attn.k_norm", c.head_dim));
-  }
+  if (!c.qk_norm) return Status();
+  const std::string base = fmt::format("model.layers.{}.self_attn.", index);
+  attention.q_norm.emplace();
+  attention.k_norm.emplace();
+  FLASH_ASSIGN_OR_RETURN(attention.q_norm->weight,
+                         store.small(base + "q_norm.weight", c.head_dim));
+  FLASH_ASSIGN_OR_RETURN(attention.k_norm->weight,
+                         store.small(base + "k_norm.weight", c.head_dim));
+  attention.q_norm->eps = attention.k_norm->eps = c.rms_norm_eps;
   return Status();
 }
 

@@ -64,6 +64,9 @@ class Decoder {
       : config_(config), rope_(std::move(rope)) {}
 
   Status build_layer(uint32_t index, nn::WeightStore& store, Layer& layer);
+  Status build_attention(uint32_t index,
+                         nn::WeightStore& store,
+                         nn::AttentionConfig& attention);
   size_t layer_floats() const;  // of activations in one layer, per row
 
   DecoderConfig config_;

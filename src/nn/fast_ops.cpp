@@ -136,6 +136,41 @@ void place_heads(const AttentionConfig& config,
   }
 }
 
+// Rotates the rows' queries and keys and stores keys and values. `queries`
+// [rows, heads, head_dim] gets what attends, `keys` is scratch.
+void place_rows(Context& context,
+                const AttentionConfig& config,
+                const Step& step,
+                const float* q,
+                const float* k,
+                const float* v,
+                float* queries,
+                float* keys) {
+  const size_t q_width = size_t{config.heads} * config.head_dim;
+  const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
+  const float* table =
+      config.rope != nullptr ? step.rope_table(config.rope) : nullptr;
+  const size_t dims = config.rope != nullptr ? config.rope->dims() : 0;
+  const DType dtype = context.kv_dtype;
+  const auto place = [&](size_t begin, size_t end, int) {
+    for (size_t t = begin; t < end; ++t) {
+      const RowPlace& row = step.rows[t];
+      const float* cos_sin = table == nullptr ? nullptr : table + t * dims;
+      float* qt = queries + t * q_width;
+      float* kt = keys + t * kv_width;
+      std::memcpy(qt, q + t * q_width, q_width * sizeof(float));
+      std::memcpy(kt, k + t * kv_width, kv_width * sizeof(float));
+      place_heads(config, config.q_norm, cos_sin, config.heads, qt);
+      place_heads(config, config.k_norm, cos_sin, config.kv_heads, kt);
+      std::byte* key = row.kv->key_row(config.layer, row.position);
+      std::byte* value = row.kv->value_row(config.layer, row.position);
+      kernels::store_kv(kt, kv_width, dtype, key);
+      kernels::store_kv(v + t * kv_width, kv_width, dtype, value);
+    }
+  };
+  context.pool->parallel_for(step.rows.size(), 4, place);
+}
+
 }  // namespace
 
 void attention(Context& context,
@@ -151,62 +186,38 @@ void attention(Context& context,
   const size_t q_width = size_t{config.heads} * config.head_dim;
   const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
   float* queries = context.scratch_floats(rows * (q_width + kv_width));
-  float* keys = queries + rows * q_width;
-  const float* table =
-      config.rope != nullptr ? step.rope_table(config.rope) : nullptr;
-  const size_t dims = config.rope != nullptr ? config.rope->dims() : 0;
-  const DType dtype = context.kv_dtype;
-
-  context.pool->parallel_for(rows, 4, [&](size_t begin, size_t end, int) {
-    for (size_t t = begin; t < end; ++t) {
-      const RowPlace& place = step.rows[t];
-      const float* cos_sin = table == nullptr ? nullptr : table + t * dims;
-      float* qt = queries + t * q_width;
-      float* kt = keys + t * kv_width;
-      std::memcpy(qt, q + t * q_width, q_width * sizeof(float));
-      std::memcpy(kt, k + t * kv_width, kv_width * sizeof(float));
-      place_heads(config, config.q_norm, cos_sin, config.heads, qt);
-      place_heads(config, config.k_norm, cos_sin, config.kv_heads, kt);
-      kernels::store_kv(
-          kt, kv_width, dtype, place.kv->key_row(config.layer, place.position));
-      kernels::store_kv(v + t * kv_width,
-                        kv_width,
-                        dtype,
-                        place.kv->value_row(config.layer, place.position));
-    }
-  });
+  place_rows(context, config, step, q, k, v, queries, queries + rows * q_width);
 
   const kernels::AttentionShape shape{.heads = config.heads,
                                       .kv_heads = config.kv_heads,
                                       .head_dim = config.head_dim,
                                       .value_dim = config.head_dim,
                                       .scale = config.scale,
-                                      .kv_dtype = dtype};
+                                      .kv_dtype = context.kv_dtype};
   const size_t heads = config.heads;
-  context.pool->parallel_for(
-      rows * heads, 1, [&](size_t begin, size_t end, int) {
-        while (begin < end) {
-          // Neighbouring heads of one row share their keys: one call for them.
-          const size_t t = begin / heads;
-          const size_t head = begin % heads;
-          const size_t head_end = std::min(heads, head + (end - begin));
-          const RowPlace& place = step.rows[t];
-          const uint32_t seen = place.position + 1;
-          const uint32_t first = config.window != 0 && seen > config.window
-                                     ? seen - config.window
-                                     : 0;
-          kernels::attend(shape,
-                          queries + t * q_width,
-                          place.kv->blocks(config.layer),
-                          first,
-                          place.position,
-                          nullptr,
-                          head,
-                          head_end,
-                          out + t * q_width);
-          begin += head_end - head;
-        }
-      });
+  const auto attend = [&](size_t begin, size_t end, int) {
+    while (begin < end) {
+      // Neighbouring heads of one row share their keys: one call for them.
+      const size_t t = begin / heads;
+      const size_t head = begin % heads;
+      const size_t head_end = std::min(heads, head + (end - begin));
+      const RowPlace& place = step.rows[t];
+      const uint32_t seen = place.position + 1;
+      const uint32_t first =
+          config.window != 0 && seen > config.window ? seen - config.window : 0;
+      kernels::attend(shape,
+                      queries + t * q_width,
+                      place.kv->blocks(config.layer),
+                      first,
+                      place.position,
+                      nullptr,
+                      head,
+                      head_end,
+                      out + t * q_width);
+      begin += head_end - head;
+    }
+  };
+  context.pool->parallel_for(rows * heads, 1, attend);
   context.compute_seconds += now_seconds() - start;
 }
 

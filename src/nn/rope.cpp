@@ -212,12 +212,13 @@ Status Rope::set_yarn(const Json& scaling, double base) {
 
   const double all = yarn_mscale(factor, mscale_all_dim);
   mscale_ = static_cast<float>(yarn_mscale(factor, mscale) / all);
+  const uint32_t half = dims_ / 2;
   const mx::array extra = powers(base, dims_);
   const mx::array inter = mx::multiply(scalar(factor), extra);
   const mx::array ramp = mx::clip(
       mx::divide(
           mx::subtract(
-              mx::arange(0.0, static_cast<double>(dims_ / 2), 1.0, mx::float32),
+              mx::arange(0.0, static_cast<double>(half), 1.0, mx::float32),
               scalar(low)),
           scalar(high - low)),
       scalar(0),
@@ -310,7 +311,8 @@ mx::array Rope::apply(const mx::array& x, int offset, mx::Stream stream) const {
   std::optional<float> base;
   if (!freqs_) base = base_;
   if (dynamic_factor_ != 0) {
-    base = dynamic_base(static_cast<uint64_t>(offset + x.shape(-2)));
+    base = dynamic_base(static_cast<uint64_t>(offset) +
+                        static_cast<uint64_t>(x.shape(-2)));
   }
   return mx::fast::rope(
       input, dims, traditional_, base, scale_, offset, freqs_, stream);

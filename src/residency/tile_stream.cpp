@@ -116,7 +116,7 @@ class TileStreamImpl final : public TileStream {
     for (const TileId tile : leaving_) {
       arena_.decommit(homes_[tile], home_bytes(tile));
     }
-    const Status status = join(pinned);
+    Status status = join(pinned);
     core_.restart_prediction();
     pump();
     return status;

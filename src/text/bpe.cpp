@@ -359,7 +359,7 @@ void BpeModel::split_characters(std::string_view word, Scratch& scratch) const {
       s = scratch.text_;
     }
     const int32_t id =
-        s.size() == 1 ? ascii_ids_[static_cast<size_t>(s[0])] : vocab_.find(s);
+        s.size() == 1 ? ascii_ids_[static_cast<uint8_t>(s[0])] : vocab_.find(s);
     at += length;
     if (id != Vocab::kNone) {
       if (unk_pending) add(unk_id_);

@@ -303,8 +303,7 @@ Value Interpreter::attribute(const Value& object,
                           "access to attribute '" + name + "' of '" +
                               type_name(object) + "' object is unsafe.");
   }
-  const Value property = get_property(*this, object, name, found);
-  return property;
+  return get_property(*this, object, name, found);
 }
 
 Value Interpreter::get_attribute(const Value& object, const std::string& name) {

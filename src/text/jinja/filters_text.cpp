@@ -261,7 +261,7 @@ Value striptags(Interpreter& in, const Value& self, const Bound&) {
       kept.append(text, at, begin - at);
       at = end + std::string_view(close).size();
     }
-    text = kept + text.substr(at);
+    text = kept.append(text, at);
   }
   std::string out;
   for (size_t at = 0; at < text.size();) {
@@ -340,7 +340,7 @@ void wrap_line(Interpreter& in,
       // A hyphen inside a word allows a break after it.
       if (!space && c == '-' && at < line.size() && at - begin > 1) break;
     }
-    in.heap().check_room(line.size() + 2 * chunks.size() * sizeof(line));
+    in.heap().check_room(line.size() + 2 * chunks.size() * sizeof(std::string));
     chunks.push_back(line.substr(begin, at - begin));
   }
   std::string current;

@@ -227,7 +227,7 @@ ExprPtr Parser::unary(bool with_filter) {
     const Nesting nesting(&depth_, current().position);
     const Token& sign = next();
     expr = wrap(ExprKind::kUnary, sign.position, unary(false));
-    expr->op = static_cast<uint32_t>(sign.text[0]);
+    expr->op = static_cast<uint8_t>(sign.text[0]);
   } else {
     expr = primary();
   }
