@@ -192,7 +192,7 @@ void attend_head(const AttentionShape& s,
                         (j * s.kv_heads + kv_head) * s.head_dim + i);
       }
       const float score = dot(q, k.data(), s.head_dim) * s.scale;
-      scores.push_back({j, score});
+      scores.emplace_back(j, score);
       if (score > top) top = score;
     }
     const float factor = reference::exp(maximum - top);
