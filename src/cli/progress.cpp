@@ -31,7 +31,8 @@ Progress::~Progress() {
 void Progress::update(uint64_t done, uint64_t total) {
   if (!enabled_ || total == 0) return;
   const double now = now_seconds();
-  if (now - started_s_ < kPatienceSeconds || now - drawn_at_s_ < kRedrawSeconds) return;
+  if (now - started_s_ < kPatienceSeconds || now - drawn_at_s_ < kRedrawSeconds)
+    return;
   drawn_at_s_ = now;
   drawn_ = true;
   write_stderr("\r\x1b[K" + progress_text(label_,
