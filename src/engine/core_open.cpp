@@ -22,6 +22,8 @@ namespace {
 // kernels and of MLX not touched before, thread stacks, the allocator's slack.
 constexpr uint64_t kReserveBytes = 5'000'000;
 
+constexpr uint64_t kRuntimeStep = 1'000'000;
+
 // The context of a model that does not say how far it goes.
 constexpr uint64_t kContextUnknown = 4096;
 
@@ -174,9 +176,12 @@ Status Core::make_plan(const Hooks& hooks) {
   const uint64_t ram =
       config_.ram_bytes != 0 ? config_.ram_bytes : available_ram();
   FLASH_ASSIGN_OR_RETURN(const ProcessMemory held, process_memory());
-  runtime_bytes_ =
-      hooks.runtime_bytes.value_or(held.resident_bytes + kReserveBytes) +
-      rows_memory;
+  // In whole steps: what is resident differs a little from run to run, and
+  // the smallest budget that one run names should work in the next.
+  const uint64_t measured =
+      (held.resident_bytes + kReserveBytes) / kRuntimeStep * kRuntimeStep +
+      kRuntimeStep;
+  runtime_bytes_ = hooks.runtime_bytes.value_or(measured) + rows_memory;
   auto planned = plan_model(matrices_,
                             alignment_,
                             config_.tile_bytes,
