@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("src/",)
 SKIP = re.compile(r"_(test|bench)(_\w+)?\.cpp$|/testing/")
-PCH = re.compile(r" (-Winvalid-pch|-fpch-preprocess|-include \S*cmake_pch\.hxx)"
-                 r"(?= )")
+PCH = re.compile(r" (-Winvalid-pch|-fpch-preprocess|"
+                 r'-include ("[^"]*cmake_pch\.hxx"|\S*cmake_pch\.hxx))(?= )')
 OPTIONS = ["--quiet", "--extra-arg=-Wthread-safety",
            "--extra-arg=-Wno-string-conversion",  # CHECK(false && "why")
            "--extra-arg=-Wno-unknown-warning-option",

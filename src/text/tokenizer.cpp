@@ -226,7 +226,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids,
 }
 
 size_t Tokenizer::vocab_size() const {
-  const auto added = static_cast<size_t>(parts_->added.highest_id() + 1);
+  const auto added = static_cast<size_t>(parts_->added.highest_id()) + 1;
   return std::max(parts_->vocab().size(), added);
 }
 
