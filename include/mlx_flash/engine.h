@@ -157,9 +157,12 @@ class Session {
                  std::span<const uint32_t> chunks,
                  const LogitsFn& row);
 
-  // Stops a running generate() or forward() at the next tile: its status is
-  // kCancelled or its finish reason kInterrupted. Async-signal-safe.
+  // Stops a running generate() or forward() at the next tile, or the next one
+  // if none runs: its status is kCancelled or its finish reason kInterrupted.
+  // Async-signal-safe.
   void interrupt();
+  // Forgets an interrupt() that has stopped nothing yet.
+  void clear_interrupt();
 
   struct Impl;
   Impl& impl() { return *impl_; }

@@ -108,17 +108,14 @@ Result<std::string> ByteReader::text(uint64_t bytes) {
   return out;
 }
 
-int ByteReader::next() {
-  if (buffer_at_ == buffer_used_) {
-    if (remaining() == 0) return -1;
-    Status status = fill();
-    if (!status.ok()) {
-      error_ = std::move(status);
-      return -2;
-    }
+int ByteReader::next_after_fill() {
+  if (remaining() == 0) return -1;
+  Status status = fill();
+  if (!status.ok()) {
+    error_ = std::move(status);
+    return -2;
   }
-  ++position_;
-  return std::to_integer<int>(buffer_[buffer_at_++]);
+  return next();
 }
 
 }  // namespace mlx_flash

@@ -84,11 +84,16 @@ class ByteReader {
   Result<std::string> text(uint64_t bytes);
 
   // One byte, or -1 at the end, or -2 after a read error (error() says which).
-  int next();
+  int next() {
+    if (buffer_at_ == buffer_used_) return next_after_fill();
+    ++position_;
+    return std::to_integer<int>(buffer_[buffer_at_++]);
+  }
   const Status& error() const { return error_; }
 
  private:
   Status fill();
+  int next_after_fill();
 
   const ByteSource* source_;
   std::vector<std::byte> buffer_;

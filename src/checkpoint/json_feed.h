@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <iterator>
-#include <string_view>
 
 #include "base/status.h"
 #include "checkpoint/byte_source.h"
@@ -38,6 +37,24 @@ class JsonFeed {
   }
 
  private:
+  static bool ends_token(char c) {
+    switch (c) {
+      case ' ':
+      case '\t':
+      case '\r':
+      case '\n':
+      case ',':
+      case ':':
+      case '[':
+      case ']':
+      case '{':
+      case '}':
+        return true;
+      default:
+        return false;
+    }
+  }
+
   bool count(char c) {
     ++token_bytes_;
     if (in_string_) {
@@ -53,10 +70,7 @@ class JsonFeed {
       return !token_too_long_;
     }
     in_string_ = c == '"';
-    if (in_string_ ||
-        std::string_view(" \t\r\n,:[]{}").find(c) != std::string_view::npos) {
-      token_bytes_ = 0;
-    }
+    if (in_string_ || ends_token(c)) token_bytes_ = 0;
     token_too_long_ = token_bytes_ > kTokenBytesMax;
     return !token_too_long_;
   }

@@ -281,15 +281,20 @@ Result<std::vector<SafetensorsEntry>> read_safetensors_header(
   ByteReader length_reader(source, 0, 8);
   FLASH_ASSIGN_OR_RETURN(const uint64_t length,
                          length_reader.number<uint64_t>());
-  const uint64_t length_max =
-      std::min(source.size() - 8, kSafetensorsHeaderBytesMax);
-  if (length > length_max) {
+  if (length > source.size() - 8) {
     return invalid_input(fmt::format(
-        "{}: the header claims {} bytes, {} are possible: the file is cut "
-        "short or not a safetensors file",
+        "{}: the header claims {} bytes, {} are in the file: it is cut short "
+        "or not a safetensors file",
         file,
         length,
-        length_max));
+        source.size() - 8));
+  }
+  if (length > kSafetensorsHeaderBytesMax) {
+    return invalid_input(
+        fmt::format("{}: a header of {} bytes; at most {} are read",
+                    file,
+                    length,
+                    kSafetensorsHeaderBytesMax));
   }
   const uint64_t data_begin = 8 + length;
   ByteReader reader(source, 8, data_begin);

@@ -25,9 +25,11 @@ struct SafetensorsEntry {
   uint64_t bytes = 0;
 };
 
-// Limits. The safetensors library allows headers of 100 MB too.
-inline constexpr uint64_t kSafetensorsHeaderBytesMax = 100'000'000;
-inline constexpr size_t kTensorsMax = 1 << 20;  // of one file
+// Limits, so that no header takes more than a second or tens of megabytes. The
+// safetensors library allows headers of 100 MB; published files stay far below:
+// DeepSeek-V3 has 92,000 tensors in all of its 163 files.
+inline constexpr uint64_t kSafetensorsHeaderBytesMax = uint64_t{16} << 20;
+inline constexpr size_t kTensorsMax = 1 << 17;  // of one file
 inline constexpr size_t kTensorRankMax = 8;
 
 // In file order. Every entry lies inside the data section, none overlap, names

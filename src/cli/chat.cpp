@@ -47,8 +47,9 @@ class Chat {
         load_s_(load_s),
         engine_(engine),
         session_(engine.new_session()),
-        editor_(cache_folder() + "/chat_history"),
-        signals_(SignalScope::Mode::kRepeat) {
+        signals_(SignalScope::Mode::kRepeat),
+        editor_(cache_folder() + "/chat_history",
+                [this](int fd) { return signals_.wait_readable(fd); }) {
     conversation_.set_system(options.system);
   }
 
@@ -86,8 +87,8 @@ class Chat {
   double load_s_;
   Engine& engine_;
   std::unique_ptr<Session> session_;
-  LineEditor editor_;
   SignalScope signals_;
+  LineEditor editor_;
   Conversation conversation_;
   GenerationStats last_;  // of the last answer
   bool answered_ = false;

@@ -49,30 +49,6 @@ int continuation_bytes(unsigned char first) {
   return -1;
 }
 
-// Reads one character of the terminal. libedit's own reader starts again after
-// a signal; this one lets Ctrl-C end the line.
-int read_character(EditLine* editor, wchar_t* out) {
-  std::FILE* input = nullptr;
-  el_get(editor, EL_GETFP, 0, &input);
-  const int fd = ::fileno(input);
-  unsigned char bytes[4];
-  ssize_t n = ::read(fd, bytes, 1);
-  if (n <= 0) return static_cast<int>(n);
-  const int more = continuation_bytes(bytes[0]);
-  for (int i = 1; i <= more; ++i) {
-    do {
-      n = ::read(fd, bytes + i, 1);
-    } while (n < 0 && errno == EINTR);
-    if (n <= 0) return static_cast<int>(n);
-  }
-  utf8proc_int32_t point = 0xfffd;
-  if (more < 0 || utf8proc_iterate(bytes, more + 1, &point) <= 0) {
-    point = 0xfffd;
-  }
-  *out = static_cast<wchar_t>(point);
-  return 1;
-}
-
 // Bound to the mark that begins a paste: puts all of it into the line.
 unsigned char insert_paste(EditLine* editor, wint_t) {
   std::wstring text;
@@ -94,7 +70,10 @@ struct LineEditor::Terminal {
   History* history = nullptr;
   std::string prompt;
   std::string history_file;
+  const Wait& wait;
   termios original{};
+
+  static int read_character(EditLine* editor, wchar_t* out);
 
   static char* prompt_of(EditLine* editor) {
     Terminal* self = nullptr;
@@ -102,7 +81,8 @@ struct LineEditor::Terminal {
     return self->prompt.data();
   }
 
-  explicit Terminal(std::string file) : history_file(std::move(file)) {
+  Terminal(std::string file, const Wait& wait_for)
+      : history_file(std::move(file)), wait(wait_for) {
     use_utf8_locale();
     ::tcgetattr(STDIN_FILENO, &original);
     history = history_init();
@@ -160,9 +140,40 @@ struct LineEditor::Terminal {
   }
 };
 
-LineEditor::LineEditor(std::string history_file) {
+// Reads one character of the terminal. libedit's own reader starts again after
+// a signal; this one lets Ctrl-C end the line.
+int LineEditor::Terminal::read_character(EditLine* editor, wchar_t* out) {
+  Terminal* self = nullptr;
+  el_get(editor, EL_CLIENTDATA, &self);
+  std::FILE* input = nullptr;
+  el_get(editor, EL_GETFP, 0, &input);
+  const int fd = ::fileno(input);
+  if (!self->wait(fd)) {
+    errno = EINTR;
+    return -1;
+  }
+  unsigned char bytes[4];
+  ssize_t n = ::read(fd, bytes, 1);
+  if (n <= 0) return static_cast<int>(n);
+  const int more = continuation_bytes(bytes[0]);
+  for (int i = 1; i <= more; ++i) {
+    do {
+      n = ::read(fd, bytes + i, 1);
+    } while (n < 0 && errno == EINTR);
+    if (n <= 0) return static_cast<int>(n);
+  }
+  utf8proc_int32_t point = 0xfffd;
+  if (more < 0 || utf8proc_iterate(bytes, more + 1, &point) <= 0) {
+    point = 0xfffd;
+  }
+  *out = static_cast<wchar_t>(point);
+  return 1;
+}
+
+LineEditor::LineEditor(std::string history_file, Wait wait)
+    : wait_(std::move(wait)) {
   if (stdin_is_terminal() && stdout_is_terminal()) {
-    terminal_ = std::make_unique<Terminal>(std::move(history_file));
+    terminal_ = std::make_unique<Terminal>(std::move(history_file), wait_);
   }
 }
 
@@ -201,6 +212,7 @@ LineEditor::Outcome LineEditor::read(const std::string& prompt,
       return Outcome::kLine;
     }
     if (ended_) return Outcome::kEnd;
+    if (!wait_(STDIN_FILENO)) return Outcome::kInterrupted;
     char bytes[4096];
     const ssize_t n = ::read(STDIN_FILENO, bytes, sizeof bytes);
     if (n < 0 && errno == EINTR) return Outcome::kInterrupted;

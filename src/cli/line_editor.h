@@ -6,6 +6,7 @@
 // plain lines otherwise. Between two reads the terminal shows nothing of what
 // is typed; it waits for the next read. Thread-compatible.
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -19,8 +20,11 @@ class LineEditor {
     kInterrupted,  // a signal came while waiting; what was typed is dropped
   };
 
+  // Waits for input on a file descriptor; false: a signal came instead.
+  using Wait = std::function<bool(int fd)>;
+
   // `history_file`: read now, written when a line is added; empty: none.
-  explicit LineEditor(std::string history_file);
+  LineEditor(std::string history_file, Wait wait);
   ~LineEditor();
   LineEditor(const LineEditor&) = delete;
   LineEditor& operator=(const LineEditor&) = delete;
@@ -36,6 +40,7 @@ class LineEditor {
 
  private:
   struct Terminal;
+  Wait wait_;
   std::unique_ptr<Terminal> terminal_;  // null where nobody types
   std::string buffer_;                  // read from stdin, not yet given out
   bool ended_ = false;

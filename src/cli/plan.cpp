@@ -17,27 +17,9 @@ struct PlanOptions {
   bool json = false;
 };
 
-// A budget that is too small has no plan, but an answer: it does not fit, and
-// this is one that would, within a few MB of the smallest (the first attempt
-// still occupies memory when the second is planned).
-Result<PlanSummary> plan_even_if_small(const Config& config) {
-  auto plan = Engine::plan_only(config);
-  if (plan.ok() || config.ram_bytes == 0) return plan;
-  Config roomy = config;
-  roomy.ram_bytes = uint64_t{1} << 40;
-  const auto enough = Engine::plan_only(roomy);
-  if (!enough.ok() || enough->ram_min_bytes <= config.ram_bytes) return plan;
-  return PlanSummary{.weights_bytes = enough->weights_bytes,
-                     .pass_bytes = enough->pass_bytes,
-                     .ram_bytes = config.ram_bytes,
-                     .ram_min_bytes = enough->ram_min_bytes,
-                     .streamed_bytes = enough->pass_bytes,
-                     .runtime_bytes = enough->runtime_bytes};
-}
-
 Result<int> plan(const PlanOptions& options) {
   FLASH_ASSIGN_OR_RETURN(const Config config, options.engine.resolve_config());
-  FLASH_ASSIGN_OR_RETURN(const PlanSummary plan, plan_even_if_small(config));
+  FLASH_ASSIGN_OR_RETURN(const PlanSummary plan, Engine::plan_only(config));
   if (options.json) {
     FLASH_RETURN_IF_ERROR(write_json_line(plan_json(plan)));
   } else {

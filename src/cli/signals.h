@@ -31,8 +31,15 @@ class SignalScope {
   int caught() const;
   void clear();
 
+  // Waits until there is something to read from `fd` (or its end). False if a
+  // signal came, be it before the call.
+  bool wait_readable(int fd) const;
+
   // 128 + signal, as shells report it. REQUIRES: caught() != 0.
   int exit_code() const;
+
+ private:
+  int wake_[2] = {-1, -1};  // a pipe: the handler writes, wait_readable() polls
 };
 
 }  // namespace mlx_flash

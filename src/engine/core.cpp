@@ -23,20 +23,17 @@ SessionState::SessionState(Core& core) {
 
 bool SessionState::truncate(size_t length) {
   if (length >= length_) return true;
+  length_ = length;
+  return restore();
+}
+
+bool SessionState::restore() {
   if (kv_) {
-    kv_->truncate(length);
-    length_ = length;
+    kv_->truncate(length_);
     return true;
   }
-  bool all = true;
-  for (auto& layer : stock_kv_) {
-    all = layer.truncate(static_cast<int>(length)) && all;
-  }
-  if (all) {
-    length_ = length;
-    return true;
-  }
-  for (auto& layer : stock_kv_) layer.truncate(0);
+  if (nn::truncate(stock_kv_, static_cast<int>(length_))) return true;
+  // A rotated window cannot go back: all is forgotten, the caller replays.
   length_ = 0;
   return false;
 }
@@ -93,7 +90,8 @@ Status Core::make_room(uint64_t bytes) {
   // One move for several pages to come: each move re-plans all tiles.
   const uint64_t step = std::min(pin_bytes_, missing + bytes);
   pin_bytes_ -= step;
-  return tiles_->set_pins(choose_pins(*schedule_, pin_bytes_));
+  return tiles_->set_pins(
+      choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
 }
 
 Status Core::ensure_kv(std::span<const BatchRow> batch) {
@@ -111,7 +109,7 @@ Status Core::ensure_kv(std::span<const BatchRow> batch) {
 
 // Stock caches live in MLX's memory: the arena's budget shrinks as they grow.
 Status Core::ensure_stock_kv(std::span<const BatchRow> batch) {
-  constexpr uint64_t kStep = 256;  // they grow by this many tokens
+  constexpr uint64_t kStep = nn::kStockKvStep;
   const uint64_t tokens = (batch.back().position / kStep + 1) * kStep;
   const uint64_t needed = tokens * costs_.kv_bytes_per_token;
   if (needed <= stock_kv_bytes_) return Status();
@@ -120,23 +118,6 @@ Status Core::ensure_stock_kv(std::span<const BatchRow> batch) {
   arena_->set_budget(arena_->budget_bytes() - grow);
   stock_kv_bytes_ = needed;
   return Status();
-}
-
-void Core::roll_back(std::span<const BatchRow> batch) {
-  for (const BatchRow& row : batch) {
-    if (row.session->kv_) row.session->kv_->truncate(row.session->length_);
-  }
-  if (stock() && !batch.empty()) {
-    SessionState& session = *batch.front().session;
-    const size_t length = session.length_;
-    for (auto& layer : session.stock_kv_) {
-      if (layer.truncate(static_cast<int>(length))) continue;
-      // A rotated window cannot go back: forget it all, the caller replays.
-      for (auto& each : session.stock_kv_) each.truncate(0);
-      session.length_ = 0;
-      return;
-    }
-  }
 }
 
 Status Core::forward(std::span<const BatchRow> batch,
@@ -154,7 +135,7 @@ Status Core::forward(std::span<const BatchRow> batch,
     }
   }
   if (!status.ok()) {
-    roll_back(batch);
+    for (const BatchRow& r : batch) r.session->restore();
     return status;
   }
   for (const BatchRow& r : batch) r.session->length_ = r.position + 1;

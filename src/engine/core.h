@@ -51,6 +51,9 @@ class SessionState {
 
  private:
   friend class Core;
+  // Brings the caches back to length_, after a step that failed. As truncate().
+  bool restore();
+
   std::unique_ptr<KvCache> kv_;  // fast
   nn::StockKv stock_kv_;         // stock
   size_t length_ = 0;
@@ -78,7 +81,8 @@ class Core {
 
   static Result<std::unique_ptr<Core>> open(const Config& config,
                                             const Hooks& hooks = {});
-  // Reads headers and small tensors, plans, and leaves it at that.
+  // Reads headers and small tensors, plans, and leaves it at that. A budget
+  // that is too small gives a summary with a ram_min_bytes above it.
   static Result<PlanSummary> plan_only(const Config& config,
                                        const Hooks& hooks = {});
   ~Core();
@@ -133,7 +137,6 @@ class Core {
                   std::span<const uint32_t> wanted,
                   const RowFn& row,
                   bool normalised);
-  void roll_back(std::span<const BatchRow> batch);
 
   Config config_;
   std::string model_type_;
@@ -147,7 +150,8 @@ class Core {
   uint64_t weights_bytes_ = 0;
   uint64_t alignment_ = 1;
   ModelCosts costs_;
-  uint64_t runtime_bytes_ = 0;
+  uint64_t runtime_bytes_ = 0;  // 0: not measured yet
+  uint64_t runtime_slack_bytes_ = 0;
 
   std::unique_ptr<Schedule> schedule_;
   Plan plan_;

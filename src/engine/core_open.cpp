@@ -22,7 +22,12 @@ namespace {
 // kernels and of MLX not touched before, thread stacks, the allocator's slack.
 constexpr uint64_t kReserveBytes = 5'000'000;
 
-constexpr uint64_t kRuntimeStep = 1'000'000;
+// What is resident differs a little from run to run, and the smallest budget
+// that one run names must work in the next.
+constexpr uint64_t kRuntimeSlackBytes = 1'000'000;
+
+// More than any machine has.
+constexpr uint64_t kRamPlenty = uint64_t{1} << 50;
 
 // The context of a model that does not say how far it goes.
 constexpr uint64_t kContextUnknown = 4096;
@@ -101,11 +106,23 @@ Result<PlanSummary> Core::plan_only(const Config& config, const Hooks& hooks) {
   std::unique_ptr<Core> core(new Core());
   try {
     FLASH_RETURN_IF_ERROR(core->load(config));
-    FLASH_RETURN_IF_ERROR(core->make_plan(hooks));
+    const Status planned = core->make_plan(hooks);
+    if (planned.ok()) return core->summary();
+    // A budget that is too small has no plan, but an answer: which would do.
+    const uint64_t asked = config.ram_bytes;
+    core->config_.ram_bytes = kRamPlenty;
+    if (!core->make_plan(hooks).ok()) return planned;
+    const PlanSummary roomy = core->summary();
+    if (asked == 0 || roomy.ram_min_bytes <= asked) return planned;
+    return PlanSummary{.weights_bytes = roomy.weights_bytes,
+                       .pass_bytes = roomy.pass_bytes,
+                       .ram_bytes = asked,
+                       .ram_min_bytes = roomy.ram_min_bytes,
+                       .streamed_bytes = roomy.pass_bytes,
+                       .runtime_bytes = roomy.runtime_bytes};
   } catch (const std::exception& error) {
     return internal_error(fmt::format("MLX: {}", error.what()));
   }
-  return core->summary();
 }
 
 PlanSummary Core::summary() const {
@@ -157,8 +174,10 @@ Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
   Limits limits;
   limits.ram_bytes = ram_bytes;
   limits.runtime_bytes = runtime_bytes;
+  limits.runtime_slack_bytes = runtime_slack_bytes_;
   limits.context = config_.context;
   limits.prefill_rows = stock() ? 1 : config_.prefill_rows;
+  limits.page_bytes = Arena::system_page_bytes();
   return limits;
 }
 
@@ -176,12 +195,12 @@ Status Core::make_plan(const Hooks& hooks) {
   const uint64_t ram =
       config_.ram_bytes != 0 ? config_.ram_bytes : available_ram();
   FLASH_ASSIGN_OR_RETURN(const ProcessMemory held, process_memory());
-  // In whole steps: what is resident differs a little from run to run, and
-  // the smallest budget that one run names should work in the next.
-  const uint64_t measured =
-      (held.resident_bytes + kReserveBytes) / kRuntimeStep * kRuntimeStep +
-      kRuntimeStep;
-  runtime_bytes_ = hooks.runtime_bytes.value_or(measured) + rows_memory;
+  if (runtime_bytes_ == 0) {
+    runtime_bytes_ =
+        hooks.runtime_bytes.value_or(held.resident_bytes + kReserveBytes) +
+        rows_memory;
+    if (!hooks.runtime_bytes) runtime_slack_bytes_ = kRuntimeSlackBytes;
+  }
   auto planned = plan_model(matrices_,
                             alignment_,
                             config_.tile_bytes,
@@ -197,16 +216,13 @@ Status Core::start(const Hooks& hooks) {
   context_.schedule = schedule_.get();
   // Addresses for everything at its largest: homes of all tiles, the ring, KV
   // of as many full sessions as the budget could ever hold.
-  uint64_t homes = 0;
-  for (const Tile& tile : schedule_->tiles()) {
-    homes += tile_memory_bytes(tile, 4096);
-  }
+  const uint64_t system_page = Arena::system_page_bytes();
   const KvLayout layout = model_->kv_layout(kv_dtype_);
-  const uint64_t page = layout.page_bytes() + 4096;
   constexpr uint64_t kSessionsMax = 64;
   const uint64_t pages = (plan_.context / kernels::kKvBlock + 1) * kSessionsMax;
   const uint64_t addresses =
-      homes + plan_.ring_bytes + pages * page + (uint64_t{64} << 20);
+      TileStream::address_bytes(*schedule_, plan_, system_page) +
+      pages * (layout.page_bytes() + system_page);
   if (stock()) stock_kv_bytes_ = plan_.kv_bytes;
   FLASH_ASSIGN_OR_RETURN(
       arena_, Arena::create(addresses, arena_budget(plan_.ram_bytes)));
@@ -244,7 +260,7 @@ uint64_t Core::arena_budget(uint64_t ram_bytes) const {
                           (stock() ? stock_kv_bytes_ : 0);
   if (others >= ram_bytes) return 0;
   const uint64_t rest = ram_bytes - others;
-  return rest - page_table_bytes(rest, 4096);
+  return rest - page_table_bytes(rest, Arena::system_page_bytes());
 }
 
 Status Core::set_ram(uint64_t ram_bytes) {
@@ -269,7 +285,8 @@ Status Core::set_ram(uint64_t ram_bytes) {
   const uint64_t shares = plan_.ring_bytes + kv_share;
   const uint64_t pins = arena_bytes > shares ? arena_bytes - shares : 0;
   if (arena_bytes > arena_->budget_bytes()) arena_->set_budget(arena_bytes);
-  const std::vector<bool> chosen = choose_pins(*schedule_, pins);
+  const std::vector<bool> chosen =
+      choose_pins(*schedule_, pins, arena_->page_bytes());
   FLASH_RETURN_IF_ERROR(tiles_->set_pins(chosen));
   arena_->set_budget(arena_bytes);
   pin_bytes_ = pins;

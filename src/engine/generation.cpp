@@ -105,7 +105,6 @@ Status Generation::Impl::step(std::span<const int32_t> ids, bool is_prompt) {
 
 void Generation::Impl::begin() {
   started = true;
-  session.state.interrupted().store(false);
   stats.prompt_tokens = prompt.size();
   if (const Status bad = check_sampling(options.sampling); !bad.ok()) {
     return fail(bad);
@@ -158,6 +157,7 @@ void Generation::Impl::finish(FinishReason why) {
     if (stops.stopped()) why = FinishReason::kStop;
   }
   reason = why;
+  session.state.interrupted().store(false);
   measure();
 }
 

@@ -33,14 +33,19 @@ void Session::interrupt() {
   impl_->state.interrupted().store(true);
 }
 
+void Session::clear_interrupt() {
+  impl_->state.interrupted().store(false);
+}
+
 Status Session::forward(std::span<const int32_t> tokens,
                         std::span<const uint32_t> chunks,
                         const LogitsFn& row) {
   if (tokens.empty()) {
     return invalid_input("there are no tokens to run");
   }
+  Status status = impl_->feed(tokens, chunks, impl_->tokens.size(), row, false);
   impl_->state.interrupted().store(false);
-  return impl_->feed(tokens, chunks, impl_->tokens.size(), row, false);
+  return status;
 }
 
 Status Session::Impl::feed(

@@ -16,14 +16,12 @@
 #include <thread>
 
 #include "base/check.h"
-#include "base/clock.h"
-#include "base/thread_annotations.h"
-#include "io/pending_reads.h"
+#include "io/shared_read_queue.h"
 
 namespace mlx_flash {
 namespace {
 
-class UringReadQueue final : public ReadQueue {
+class UringReadQueue final : public SharedReadQueue {
  public:
   static std::unique_ptr<ReadQueue> create(const ReadQueueOptions& options) {
     std::unique_ptr<UringReadQueue> queue(
@@ -60,53 +58,7 @@ class UringReadQueue final : public ReadQueue {
     start_pending();
   }
 
-  void promote(ReadRequest& request, ReadClass read_class) override {
-    MutexLock lock(mutex_);
-    if (read_class >= request.read_class) return;
-    if (!pending_.remove(request)) return;
-    request.read_class = read_class;
-    pending_.push(request);
-  }
-
-  void cancel(ReadRequest& request) override {
-    MutexLock lock(mutex_);
-    if (!pending_.remove(request)) return;
-    request.status = cancelled("read cancelled");
-    hand_back(request);
-  }
-
-  size_t wait(ReadChannel& channel,
-              std::span<ReadRequest*> done,
-              bool block) override {
-    MutexLock lock(mutex_);
-    if (block) {
-      ++channel.waiting;
-      while (channel.done_head == nullptr && channel.under_way > 0 &&
-             !channel.interrupted) {
-        done_.wait(mutex_);
-      }
-      --channel.waiting;
-      channel.interrupted = false;
-    }
-    return take_delivered(channel, done);
-  }
-
-  void interrupt(ReadChannel& channel) override {
-    MutexLock lock(mutex_);
-    channel.interrupted = true;
-    done_.notify_all();
-  }
-
   const char* name() const override { return "io_uring"; }
-
-  Stats stats() const override {
-    MutexLock lock(mutex_);
-    Stats stats = stats_;
-    stats.busy_seconds = busy_.seconds(now());
-    return stats;
-  }
-
-  double now() const override { return now_seconds(); }
 
  private:
   explicit UringReadQueue(int depth) : depth_(depth) {}
@@ -117,12 +69,6 @@ class UringReadQueue final : public ReadQueue {
     const bool ok = ::io_uring_opcode_supported(probe, IORING_OP_READ) != 0;
     ::io_uring_free_probe(probe);
     return ok;
-  }
-
-  void hand_back(ReadRequest& request) REQUIRES(mutex_) {
-    const bool wake = request.channel->waiting > 0;
-    deliver(request, now());
-    if (wake) done_.notify_all();
   }
 
   // There is always an entry: no more than depth_ are ever outside the kernel.
@@ -140,10 +86,7 @@ class UringReadQueue final : public ReadQueue {
   void start_pending() REQUIRES(mutex_) {
     bool any = false;
     while (!stop_ && busy_.running() < depth_ && !pending_.empty()) {
-      ReadRequest* r = pending_.pop();
-      r->state = static_cast<uint8_t>(ReadState::kRunning);
-      busy_.begin(now());
-      prepare(*r);
+      prepare(take_pending());
       any = true;
     }
     if (any) push_to_kernel();
@@ -181,11 +124,8 @@ class UringReadQueue final : public ReadQueue {
     }
     check_read(r);  // asks the system: not under the lock
     MutexLock lock(mutex_);
-    busy_.end(now());
-    ++stats_.reads;
-    stats_.bytes += r.done_bytes;
+    finish(r);
     start_pending();
-    hand_back(r);
   }
 
   static constexpr std::chrono::milliseconds kRefusedPause{1};
@@ -193,13 +133,6 @@ class UringReadQueue final : public ReadQueue {
   const int depth_;
   bool open_ = false;
   io_uring ring_ = {};  // submission side: mutex_; completion side: reaper_
-
-  mutable Mutex mutex_;
-  CondVar done_;
-  PendingReads pending_ GUARDED_BY(mutex_);
-  BusyClock busy_ GUARDED_BY(mutex_);
-  Stats stats_ GUARDED_BY(mutex_);
-  bool stop_ GUARDED_BY(mutex_) = false;
   std::thread reaper_;
 };
 

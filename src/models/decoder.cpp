@@ -175,7 +175,7 @@ ModelCosts Decoder::costs(bool stock, DType kv_dtype) const {
   // The head's output, the copy the sampler sorts, its indices.
   costs.activation_bytes_per_logit_row = size_t{config_.vocab_size} * 16;
   if (stock) {
-    costs.kv_block_tokens = 256;  // mlx-lm's caches grow by this
+    costs.kv_block_tokens = nn::kStockKvStep;
     // MLX's own operations: a whole matrix beside the stream, scores of all
     // heads over the context, several temporaries of each.
     const size_t widest = std::max(

@@ -6,8 +6,6 @@
 namespace mlx_flash::nn {
 namespace {
 
-constexpr int kStep = 256;  // mlx-lm's KVCache.step
-
 int length(const mx::array& x) {
   return x.shape(2);
 }
@@ -126,12 +124,12 @@ StockLayerKv::KeysValues StockLayerKv::update_full(const mx::array& k,
                                                    mx::Stream s) {
   const int before = offset_;
   if (!keys_ || before + length(k) > length(*keys_)) {
-    const int steps = (kStep + length(k) - 1) / kStep;
-    if (keys_ && before % kStep != 0) {
+    const int steps = (kStockKvStep + length(k) - 1) / kStockKvStep;
+    if (keys_ && before % kStockKvStep != 0) {
       keys_ = slice(*keys_, 0, before, s);
       values_ = slice(*values_, 0, before, s);
     }
-    grow(k, v, steps * kStep, s);
+    grow(k, v, steps * kStockKvStep, s);
   }
   offset_ += length(k);
   keys_ = assign(*keys_, k, before, s);
@@ -162,7 +160,7 @@ StockLayerKv::KeysValues StockLayerKv::update_in_place(const mx::array& k,
                                                        mx::Stream s) {
   const int before = offset_;
   if (!keys_ || (before >= length(*keys_) && length(*keys_) < max_size_)) {
-    grow(k, v, std::min(kStep, max_size_ - before), s);
+    grow(k, v, std::min(kStockKvStep, max_size_ - before), s);
     index_ = before;
   }
   const int trim = length(*keys_) - max_size_;
@@ -191,6 +189,14 @@ bool StockLayerKv::truncate(int offset) {
   index_ -= offset_ - offset;
   offset_ = offset;
   return true;
+}
+
+bool truncate(StockKv& kv, int offset) {
+  bool all = true;
+  for (StockLayerKv& layer : kv) all = layer.truncate(offset) && all;
+  if (all) return true;
+  for (StockLayerKv& layer : kv) layer.truncate(0);
+  return false;
 }
 
 }  // namespace mlx_flash::nn

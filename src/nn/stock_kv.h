@@ -22,6 +22,9 @@ struct StockMask {
   std::optional<mx::array> array;
 };
 
+// Full caches grow by this many tokens (KVCache.step).
+inline constexpr int kStockKvStep = 256;
+
 class StockLayerKv {
  public:
   // `window`: 0 for a full cache, else RotatingKVCache(max_size = window).
@@ -61,5 +64,9 @@ class StockLayerKv {
 };
 
 using StockKv = std::vector<StockLayerKv>;
+
+// Drops the newest tokens of all layers. False if one cannot go back: then all
+// are empty.
+bool truncate(StockKv& kv, int offset);
 
 }  // namespace mlx_flash::nn

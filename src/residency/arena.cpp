@@ -39,10 +39,14 @@ std::byte* map(uint64_t bytes, int protection) {
 
 }  // namespace
 
+uint64_t Arena::system_page_bytes() {
+  return static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
 Result<std::unique_ptr<Arena>> Arena::create(uint64_t address_bytes,
                                              uint64_t budget_bytes) {
   std::unique_ptr<Arena> arena(new Arena());
-  arena->page_bytes_ = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  arena->page_bytes_ = system_page_bytes();
   const uint64_t page = arena->page_bytes_;
   if (address_bytes > UINT64_MAX / 2) {
     return exhausted(fmt::format("{} bytes of address space", address_bytes));

@@ -42,6 +42,7 @@ class Arena {
   // Returns the pages to the system and the bytes to the budget.
   void decommit(std::byte* begin, uint64_t bytes);
 
+  static uint64_t system_page_bytes();
   uint64_t page_bytes() const { return page_bytes_; }
   uint64_t budget_bytes() const;
   uint64_t committed_bytes() const;

@@ -82,6 +82,11 @@ struct Costs {
     return limits.ram_bytes > used ? limits.ram_bytes - used : 0;
   }
   bool fits(const Draft& d) const { return total(d) <= limits.ram_bytes; }
+  // The smallest budget to name for the draft. One that works is one itself.
+  uint64_t minimum(const Draft& d) const {
+    const uint64_t safe = add(total(d), limits.runtime_slack_bytes);
+    return fits(d) ? std::min(safe, limits.ram_bytes) : safe;
+  }
 };
 
 uint64_t context_max(const Costs& costs) {
@@ -241,7 +246,7 @@ Result<Plan> make_plan(const Schedule& schedule,
   }
   Draft d = smallest(costs);
   Plan plan;
-  plan.ram_min_bytes = costs.total(d);
+  plan.ram_min_bytes = costs.minimum(d);
   if (!costs.fits(d)) return too_small(costs, plan.ram_min_bytes);
 
   choose_sizes(costs, d);
@@ -306,8 +311,8 @@ Result<ScheduleAndPlan> plan_model(const std::vector<ScheduledMatrix>& matrices,
     if (size > last) {
       const Schedule small(matrices, last, alignment);
       const Costs small_costs{small, costs, limits};
-      plan->ram_min_bytes = std::min(plan->ram_min_bytes,
-                                     small_costs.total(smallest(small_costs)));
+      plan->ram_min_bytes = std::min(
+          plan->ram_min_bytes, small_costs.minimum(smallest(small_costs)));
     }
     return ScheduleAndPlan{std::move(schedule), std::move(plan).value()};
   }

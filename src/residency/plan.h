@@ -31,8 +31,11 @@ struct ModelCosts {
 };
 
 struct Limits {
-  uint64_t ram_bytes = 0;          // the promise: the whole process
-  uint64_t runtime_bytes = 0;      // what the process holds besides the arena
+  uint64_t ram_bytes = 0;      // the promise: the whole process
+  uint64_t runtime_bytes = 0;  // what the process holds besides the arena
+  // By how much runtime_bytes may differ in another run. The minimum that is
+  // named has room for it.
+  uint64_t runtime_slack_bytes = 0;
   uint64_t context = 0;            // tokens asked for; 0: auto
   uint64_t prefill_rows = 0;       // tokens per pass asked for; 0: auto
   double disk_bytes_per_s = 0;     // 0: unknown, no prediction
