@@ -122,6 +122,11 @@ class Engine {
   // and nothing changed, if it cannot work.
   Status set_ram(uint64_t ram_bytes);
 
+  // Writes what was recorded since open() (Config::trace_events) as a Chrome
+  // trace, which ui.perfetto.dev opens. Returns the number of events that found
+  // no place. Fails if nothing was to be recorded, or with path and reason.
+  Result<uint64_t> write_trace(const std::string& path) const;
+
   struct Impl;
   Impl& impl() { return *impl_; }  // for code inside this project
 

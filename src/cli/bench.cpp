@@ -67,6 +67,7 @@ Result<int> bench(const BenchOptions& options) {
   if (generation.finish_reason() == FinishReason::kError) {
     return generation.status();
   }
+  FLASH_RETURN_IF_ERROR(options.engine.write_trace(*engine));
   const RunReport report = make_report(
       *engine, options.engine.name(config.model), generation.stats(), load_s);
   FLASH_RETURN_IF_ERROR(

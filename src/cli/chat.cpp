@@ -346,7 +346,9 @@ Result<int> chat(const ChatCommandOptions& options) {
         "--system: the model has no chat template that could take it");
   }
   Chat chat(options, options.engine.name(config.model), load_s, *engine);
-  return chat.talk();
+  FLASH_ASSIGN_OR_RETURN(const int code, chat.talk());
+  FLASH_RETURN_IF_ERROR(options.engine.write_trace(*engine));
+  return code;
 }
 
 }  // namespace

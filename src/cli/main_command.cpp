@@ -83,7 +83,6 @@ constexpr std::string_view kLaterOptions[] = {"--modelfile",
                                               "--no-learn",
                                               "--disk-limit",
                                               "--no-pipeline",
-                                              "--trace",
                                               "--no-controller",
                                               "--disk"};
 

@@ -2,11 +2,16 @@
 #include "cli/options.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <limits>
 #include <utility>
 
 #include "base/log.h"
+#include "cli/console.h"
 #include "cli/model_path.h"
 #include "cli/values.h"
 
@@ -14,6 +19,8 @@ namespace mlx_flash {
 namespace {
 
 constexpr uint64_t kAnyCount = std::numeric_limits<uint64_t>::max();
+// 2.6 MB; a token of SmolLM2 (135M) in 64 MB leaves about 500.
+constexpr uint32_t kTraceEvents = 1 << 16;
 constexpr uint64_t kTokensMax = uint64_t{1} << 31;
 
 // Options are grouped in --help by what they are about.
@@ -29,6 +36,22 @@ Status parse_kv_quant(const std::string& text) {
     return unsupported("a quantised KV cache is not available yet: use 0");
   }
   return invalid_input("'" + text + "' is none of: 0, 4, 8");
+}
+
+// Better said before the answer than after it. Creates nothing.
+Status check_writable(const std::string& path, const char* flag) {
+  std::error_code ignored;
+  const bool there = std::filesystem::exists(path, ignored);
+  std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (folder.empty()) folder = ".";
+  if (there && std::filesystem::is_directory(path, ignored)) {
+    return invalid_input(fmt::format("{}: {} is a folder", flag, path));
+  }
+  if (::access(there ? path.c_str() : folder.c_str(), W_OK) != 0) {
+    return invalid_input(fmt::format(
+        "{}: {} cannot be written: {}", flag, path, std::strerror(errno)));
+  }
+  return Status();
 }
 
 // A parser that keeps the text as it is.
@@ -174,9 +197,33 @@ void add_model_options(CLI::App& app, ModelOptions& options) {
       ->group(kOutputGroup);
 }
 
+Status EngineOptions::write_trace(const Engine& engine) const {
+  if (trace.empty()) return Status();
+  FLASH_ASSIGN_OR_RETURN(const uint64_t dropped, engine.write_trace(trace));
+  if (dropped > 0 && !quiet) {
+    write_stderr(fmt::format(
+        "{}: the first {} events; {} more found no place (fewer tokens fit)\n",
+        trace,
+        config.trace_events,
+        dropped));
+  }
+  return Status();
+}
+
 void add_engine_options(CLI::App& app, EngineOptions& options) {
   add_model_options(app, options);
   Config& config = options.config;
+  add_value(app,
+            "--trace",
+            "F",
+            "Write reads, waits and tiles in use to F, for ui.perfetto.dev",
+            [&options](const std::string& text) {
+              options.trace = text;
+              options.config.trace_events = kTraceEvents;
+              return text.empty() ? invalid_input("the path is empty")
+                                  : Status();
+            })
+      ->group(kOutputGroup);
   add_value(app,
             "--ram",
             "SIZE",
@@ -339,6 +386,7 @@ std::string ModelOptions::name(const std::string& resolved) const {
 }
 
 Result<Config> EngineOptions::resolve_config() const {
+  if (!trace.empty()) FLASH_RETURN_IF_ERROR(check_writable(trace, "--trace"));
   FLASH_ASSIGN_OR_RETURN(std::string path, resolve());
   Config copy = config;
   copy.model = std::move(path);

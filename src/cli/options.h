@@ -50,7 +50,11 @@ void add_model_options(CLI::App& app, ModelOptions& options);
 
 // And the options of an engine: budget, context, kernels, threads, ...
 struct EngineOptions : ModelOptions {
-  Config config;  // without `model`: that is resolve_config's
+  Config config;      // without `model`: that is resolve_config's
+  std::string trace;  // path of --trace; empty: none
+
+  // Writes the trace if one was asked for; says so if it is not whole.
+  Status write_trace(const Engine& engine) const;
 
   // The configuration with its model resolved; fails as resolve() does.
   Result<Config> resolve_config() const;

@@ -94,6 +94,7 @@ Result<int> run(const RunOptions& options) {
   progress.clear();
   signals.watch(nullptr);
   FLASH_RETURN_IF_ERROR(answer.finish());
+  FLASH_RETURN_IF_ERROR(options.engine.write_trace(*engine));
   if (generation.finish_reason() == FinishReason::kError) {
     return generation.status();
   }

@@ -171,6 +171,7 @@ Result<int> score(const ScoreOptions& options) {
   const Status status =
       forward_all(options, *session, ids, logits.get(), scores);
   signals.watch(nullptr);
+  FLASH_RETURN_IF_ERROR(options.engine.write_trace(*engine));
   if (signals.caught() != 0) return signals.exit_code();
   FLASH_RETURN_IF_ERROR(status);
   if (logits != nullptr) FLASH_RETURN_IF_ERROR(logits->finish());

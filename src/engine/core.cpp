@@ -125,6 +125,7 @@ Status Core::forward(std::span<const BatchRow> batch,
                      bool normalised) {
   if (batch.empty()) return Status();
   FLASH_RETURN_IF_ERROR(check(batch));
+  const double start = queue_->now();
   Status status = ensure_kv(batch);
   if (status.ok()) {
     // MLX reports its own failures by exceptions; this is where they end.
@@ -133,6 +134,12 @@ Status Core::forward(std::span<const BatchRow> batch,
     } catch (const std::exception& error) {
       status = internal_error(fmt::format("MLX: {}", error.what()));
     }
+  }
+  if (trace_) {
+    trace_->add({.start = start,
+                 .end = queue_->now(),
+                 .what = batch.size(),
+                 .kind = Trace::Kind::kForward});
   }
   if (!status.ok()) {
     for (const BatchRow& r : batch) r.session->restore();

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "base/trace.h"
 #include "checkpoint/checkpoint.h"
 #include "io/file.h"
 #include "io/read_queue.h"
@@ -102,6 +103,8 @@ class Core {
   // Moves to another budget; refused, and nothing changed, if it cannot work.
   Status set_ram(uint64_t ram_bytes);
 
+  Result<uint64_t> write_trace(const std::string& path) const;
+
   const Config& config() const { return config_; }
   const Plan& plan() const { return plan_; }
   PlanSummary summary() const;
@@ -144,6 +147,7 @@ class Core {
   std::unique_ptr<Checkpoint> checkpoint_;
   std::vector<File> files_;
   std::unique_ptr<Text> text_;
+  std::unique_ptr<Trace> trace_;  // null: not recorded
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<models::Decoder> model_;
   std::vector<ScheduledMatrix> matrices_;

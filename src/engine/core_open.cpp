@@ -11,9 +11,11 @@
 #include "base/memory.h"
 #include "base/size.h"
 #include "engine/core.h"
+#include "io/traced_read_queue.h"
 #include "kernels/matmul.h"
 #include "kernels/vector_ops.h"
 #include "models/registry.h"
+#include "residency/traced_tile_stream.h"
 
 namespace mlx_flash {
 namespace {
@@ -131,6 +133,10 @@ PlanSummary Core::summary() const {
 
 Status Core::load(const Config& config) {
   config_ = config;
+  // Before the plan measures what the process holds.
+  if (config.trace_events > 0) {
+    trace_ = std::make_unique<Trace>(config.trace_events);
+  }
   context_.stock = wants_stock(config.kernels);
   if (!context_.stock && !kernels::supported()) {
     return unsupported(
@@ -235,8 +241,13 @@ Status Core::start(const Hooks& hooks) {
   if (config_.queue_depth > 0) options.depth = config_.queue_depth;
   queue_ = make_read_queue(io_kind(config_.io), options);
   if (hooks.wrap_queue) queue_ = hooks.wrap_queue(std::move(queue_));
+  if (trace_) queue_ = make_traced_read_queue(std::move(queue_), *trace_);
   FLASH_ASSIGN_OR_RETURN(
       tiles_, TileStream::create(*schedule_, plan_, *arena_, *queue_, files_));
+  if (trace_) {
+    tiles_ = make_traced_tile_stream(
+        std::move(tiles_), *schedule_, *queue_, *trace_);
+  }
   FLASH_ASSIGN_OR_RETURN(
       rows_,
       RowReader::create(schedule_->matrices()[model_->embedding().matrix],
@@ -250,6 +261,16 @@ Status Core::start(const Hooks& hooks) {
       pool_->threads(),
       kernels::matmul_scratch_bytes());
   return Status();
+}
+
+Result<uint64_t> Core::write_trace(const std::string& path) const {
+  if (!trace_) {
+    return invalid_input("no trace was recorded: set Config::trace_events");
+  }
+  FLASH_RETURN_IF_ERROR(trace_->write(path, [this](uint64_t tile) {
+    return schedule_->matrices()[schedule_->tiles()[tile].matrix].name;
+  }));
+  return trace_->dropped();
 }
 
 // What of a budget is the arena's: ring, pins and (fast) KV, whatever their

@@ -54,4 +54,8 @@ Status Engine::set_ram(uint64_t ram_bytes) {
   return Status();
 }
 
+Result<uint64_t> Engine::write_trace(const std::string& path) const {
+  return impl_->core->write_trace(path);
+}
+
 }  // namespace mlx_flash

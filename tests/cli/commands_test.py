@@ -232,8 +232,11 @@ class Usage(Case):
         for name in ("serve", "pull", "models", "rm", "convert", "monitor",
                      "doctor"):
             self.fail_with(2, name, says=(name, "not available yet"))
-        self.fail_with(2, "run", "-p", "a", "--trace", "t.json",
-                       says=("--trace", "not available yet"))
+        self.fail_with(2, "run", "-p", "a", "--session", "s",
+                       says=("--session", "not available yet"))
+        self.fail_with(2, "run", "-m", self.model, "-p", "a", "--trace",
+                       "no/such/folder/t.json",
+                       says=("--trace", "No such file"))
 
     def test_slips_of_the_fingers_get_a_hint(self):
         self.fail_with(2, "rnu", says="did you mean run")
@@ -366,6 +369,28 @@ class Inspect(Case):
         self.fail_with(2, "inspect", "-m", broken, says="model.safetensors")
         self.fail_with(2, "run", "-m", broken, "-p", "a",
                        says="model.safetensors")
+
+    def test_a_trace_shows_every_step_and_changes_no_token(self):
+        asked = ("run", "-m", self.model, "-p", "Once upon a time", "-n", "8")
+        plain = self.succeed_json(*asked)
+        path = self.folder / "trace.json"
+        traced = self.succeed_json(*asked, "--trace", path)
+        self.assertEqual(traced["tokens"], plain["tokens"])
+        events = json.loads(path.read_text())["traceEvents"]
+        spans = [event for event in events if event["ph"] == "X"]
+        forwards = [span for span in spans if span["name"] == "forward"]
+        # The prompt, then every token but the last.
+        self.assertEqual(len(forwards), 8)
+        reads = [span for span in spans if span["name"].startswith("read ")]
+        self.assertGreater(sum(read["args"]["bytes"] for read in reads), 0)
+        tiles = [span for span in spans if "bytes" in span["args"] and
+                 "tile" in span["args"]]
+        self.assertEqual(len(tiles) % 8, 0, "each pass uses each tile")
+        self.assertGreater(len(tiles), 0)
+        for tile in tiles:
+            self.assertTrue(any(step["ts"] <= tile["ts"] and tile["ts"] +
+                                tile["dur"] <= step["ts"] + step["dur"] + 1
+                                for step in forwards), tile)
 
 
 if __name__ == "__main__":
