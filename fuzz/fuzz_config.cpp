@@ -19,6 +19,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   return 0;
 }
 
+size_t fuzz_heap_bytes() {
+  return size_t{1} << 20;
+}
+
 std::vector<std::string> fuzz_seeds() {
   return {mlx_flash::testing::tiny_llama_config(),
           R"({"quantization": {"bits": 4, "group_size": 64, "mode": "affine",

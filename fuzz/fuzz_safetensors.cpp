@@ -43,6 +43,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   return 0;
 }
 
+size_t fuzz_heap_bytes() {
+  return size_t{1} << 20;
+}
+
 std::vector<std::string> fuzz_seeds() {
   using namespace mlx_flash::testing;
   return {safetensors_bytes(tiny_llama_tensors()),

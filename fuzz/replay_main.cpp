@@ -27,7 +27,6 @@ struct Heap {
 };
 Heap heap;  // one thread only
 
-constexpr size_t kHeapBytesFixed = size_t{1} << 20;
 constexpr size_t kHeapBytesPerByte = 256;
 
 void run(const std::string& input) {
@@ -36,7 +35,7 @@ void run(const std::string& input) {
   LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()),
                          input.size());
   const size_t used = heap.peak - before;
-  const size_t limit = kHeapBytesFixed + kHeapBytesPerByte * input.size();
+  const size_t limit = fuzz_heap_bytes() + kHeapBytesPerByte * input.size();
   if (used > limit) {
     std::fprintf(
         stderr, "%zu bytes of heap for an input of %zu\n", used, input.size());

@@ -12,6 +12,7 @@
 #include "text/charsmap.h"
 #include "text/json_fields.h"
 #include "text/regex.h"
+#include "text/unicode_versions.h"
 #include "text/utf8.h"
 
 namespace mlx_flash {
@@ -27,23 +28,40 @@ class UnicodeForm final : public Normalizer {
     bool ascii = true;  // which no normal form changes
     for (const char c : text) ascii = ascii && static_cast<signed char>(c) >= 0;
     if (ascii) return Status();
+    std::string out;
+    out.reserve(text.size());
+    size_t begin = 0;  // of what is normalised as one piece
+    for (size_t at = 0; at < text.size();) {
+      const size_t here = at;
+      if (!is_inert_in_unicode_9(next_character(text, at))) continue;
+      FLASH_RETURN_IF_ERROR(
+          append(std::string_view(text).substr(begin, here - begin), out));
+      out.append(text, here, at - here);
+      begin = at;
+    }
+    FLASH_RETURN_IF_ERROR(append(std::string_view(text).substr(begin), out));
+    text = std::move(out);
+    return Status();
+  }
+
+ private:
+  Status append(std::string_view piece, std::string& out) const {
+    if (piece.empty()) return Status();
     utf8proc_uint8_t* made = nullptr;
     const utf8proc_ssize_t bytes =
-        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                     static_cast<utf8proc_ssize_t>(text.size()),
+        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(piece.data()),
+                     static_cast<utf8proc_ssize_t>(piece.size()),
                      &made,
                      options_);
     if (bytes < 0) {
       return exhausted(
           fmt::format("Unicode normalisation: {}", utf8proc_errmsg(bytes)));
     }
-    text.assign(reinterpret_cast<const char*>(made),
-                static_cast<size_t>(bytes));
+    out.append(reinterpret_cast<const char*>(made), static_cast<size_t>(bytes));
     std::free(made);  // utf8proc allocates with malloc
     return Status();
   }
 
- private:
   utf8proc_option_t options_;
 };
 

@@ -263,7 +263,12 @@ class Maker {
       return add_characters(is_white_space, SplitBehavior::kRemoved);
     }
     if (type == "Whitespace") {
-      return add_regex("\\w+|[^\\w\\s]+", SplitBehavior::kRemoved, true, where);
+      // \w of Rust's regex, which is not Oniguruma's.
+      return add_regex(
+          "[[:word:]\\u200C\\u200D]+|[^[:word:]\\u200C\\u200D\\s]+",
+          SplitBehavior::kRemoved,
+          true,
+          where);
     }
     if (type == "BertPreTokenizer") {
       FLASH_RETURN_IF_ERROR(

@@ -29,7 +29,12 @@ namespace {
 constexpr std::string_view kSpaces =
     "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}"
     "\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
-constexpr std::string_view kWords = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+// [[:word:]]; \w has the superscripts and fractions of Latin-1 besides.
+constexpr std::string_view kWordClass = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr std::string_view kWords =
+    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}"
+    "\\x{bc}-\\x{be}";
+constexpr std::string_view kPunctClass = "\\p{P}\\p{S}";  // not \p{Punct}
 constexpr std::string_view kHexDigits = "0-9A-Fa-f";
 constexpr int kDepthMax = 32;
 
@@ -406,8 +411,16 @@ class Translator {
     std::string_view name = in_.substr(at_ + 2, close - at_ - 2);
     const bool negated = name.starts_with('^');
     if (negated) name.remove_prefix(1);
+    std::string_view set;
+    if (name == "word") set = kWordClass;
+    if (name == "punct") set = kPunctClass;
+    if (!set.empty()) {
+      if (negated) into.others.push_back(fmt::format("[^{}]", set));
+      if (!negated) into.items += set;
+      at_ = close + 2;
+      return true;
+    }
     std::string target;
-    if (name == "word") target = negated ? "" : std::string(kWords);
     const auto* known = std::find_if(
         kProperties.begin(), kProperties.end(), [&](const PropertyName& p) {
           return p.onig == name;

@@ -21,13 +21,19 @@ bool exists(const std::string& path) {
   return ::stat(path.c_str(), &s) == 0;
 }
 
+Result<TokenizerParts> parse_model(std::string_view bytes,
+                                   const std::string& name,
+                                   const TokenizerConfig& config) {
+  return looks_like_sentencepiece(bytes)
+             ? parse_sentencepiece(bytes, name, config)
+             : parse_tiktoken(bytes, name, config);
+}
+
 Result<TokenizerParts> read_model_file(const std::string& path,
                                        const TokenizerConfig& config) {
   FLASH_ASSIGN_OR_RETURN(const std::string bytes,
                          read_whole_file(path, kModelFileBytesMax));
-  return looks_like_sentencepiece(bytes)
-             ? parse_sentencepiece(bytes, path, config)
-             : parse_tiktoken(bytes, path, config);
+  return parse_model(bytes, path, config);
 }
 
 }  // namespace
@@ -108,6 +114,16 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::from_file(
   }
   FLASH_ASSIGN_OR_RETURN(TokenizerParts parts,
                          read_model_file(path, TokenizerConfig()));
+  return assemble(std::move(parts));
+}
+
+Result<std::unique_ptr<Tokenizer>> Tokenizer::from_bytes(
+    std::string_view bytes, const std::string& name) {
+  const size_t begin = bytes.find_first_not_of(" \t\r\n");
+  const bool json = begin != std::string_view::npos && bytes[begin] == '{';
+  FLASH_ASSIGN_OR_RETURN(TokenizerParts parts,
+                         json ? parse_tokenizer_json(bytes, name)
+                              : parse_model(bytes, name, TokenizerConfig()));
   return assemble(std::move(parts));
 }
 

@@ -37,6 +37,9 @@ class Tokenizer {
 
   // One tokenizer.json, SentencePiece or tiktoken file, by its contents.
   static Result<std::unique_ptr<Tokenizer>> from_file(const std::string& path);
+  // The contents of one. `name` is for messages.
+  static Result<std::unique_ptr<Tokenizer>> from_bytes(std::string_view bytes,
+                                                       const std::string& name);
 
   static Result<std::unique_ptr<Tokenizer>> from_gguf(const GgufVocab& vocab);
 

@@ -265,6 +265,39 @@ TEST(Tokenizer, InvalidUtf8NamesItsOffset) {
   EXPECT_THAT(ids.status().message(), HasSubstr("byte 3"));
 }
 
+// What `tokenizers` makes of characters that are newer than its tables.
+TEST(Tokenizer, UnicodeVersionsAreThoseOfHuggingFace) {
+  const auto after = [](const std::string& normalizer, const char* text) {
+    const auto t = Tokenizer::from_bytes(
+        R"({"normalizer": {"type": ")" + normalizer + R"("}, "model": {"type":
+            "BPE", "byte_fallback": true, "vocab": {)" +
+            [] {
+              std::string bytes;
+              for (int i = 0; i < 256; ++i) {
+                char entry[24];
+                std::snprintf(entry,
+                              sizeof(entry),
+                              "\"<0x%02X>\": %d%s",
+                              i,
+                              i,
+                              i < 255 ? ", " : "");
+                bytes += entry;
+              }
+              return bytes;
+            }() +
+            R"(}, "merges": []}, "decoder": {"type": "ByteFallback"}})",
+        "test");
+    EXPECT_TRUE(t.ok()) << t.status().message();
+    return (*t)->decode((*t)->encode(text, false).value(), false);
+  };
+  EXPECT_EQ(after("NFD", "a\u0301\u0334"), "a\u0334\u0301");  // reordered
+  EXPECT_EQ(after("NFD", "a\u0898\u0334"), "a\u0898\u0334");  // Unicode 14
+  EXPECT_EQ(after("NFC", "e\u0301\u09FE\u0301"), "\u00E9\u09FE\u0301");
+  EXPECT_EQ(after("NFC", "\U00011935\U00011930"), "\U00011935\U00011930");
+  EXPECT_EQ(after("NFKC", "\u32FE\u32FF"), "\u30F2\u32FF");
+  EXPECT_EQ(after("StripAccents", "a\u0301b\u0898"), "ab\u0898");
+}
+
 TEST(Tokenizer, AMegabyteOfOneCharacterIsNotQuadratic) {
   for (const char* name : {"gpt2", "o200k", "stories260k", "unigram"}) {
     const auto t = load(std::string(name) + ".json");

@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "text/unicode_versions.h"
+
 namespace mlx_flash {
 namespace {
 
@@ -124,11 +126,15 @@ bool is_punctuation(uint32_t c) {
     return (c >= 0x21 && c <= 0x2F) || (c >= 0x3A && c <= 0x40) ||
            (c >= 0x5B && c <= 0x60) || (c >= 0x7B && c <= 0x7E);
   }
+  if (c == 0x166D || c == 0x111C9) return true;  // no more since Unicode 12
+  if (is_new_punctuation(c)) return false;
   const utf8proc_category_t k = category_of(c);
   return k >= UTF8PROC_CATEGORY_PC && k <= UTF8PROC_CATEGORY_PO;
 }
 
 bool is_mark(uint32_t c) {
+  if (c == 0x1CF2 || c == 0x1CF3) return true;  // no more since Unicode 12
+  if (is_new_mark(c)) return false;
   const utf8proc_category_t k = category_of(c);
   return k >= UTF8PROC_CATEGORY_MN && k <= UTF8PROC_CATEGORY_ME;
 }

@@ -36,8 +36,10 @@ void append_utf8(std::string& out, uint32_t character);
 
 // Unicode White_Space.
 bool is_white_space(uint32_t character);
-// General categories N*, P* (or ASCII punctuation), M*.
+// General category N*.
 bool is_numeric(uint32_t character);
+// General categories P* (or ASCII punctuation) and M*, of the Unicode versions
+// that Hugging Face's tokenizers have (unicode_versions.h).
 bool is_punctuation(uint32_t character);
 bool is_mark(uint32_t character);
 // \w of Unicode's regular expressions (UTS 18).
