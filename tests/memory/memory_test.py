@@ -266,7 +266,7 @@ def test_synthetic(args):
     with tempfile.TemporaryDirectory(dir=work) as folder:
         args.model = os.path.join(folder, "model")
         subprocess.run([sys.executable, ROOT / "tools" /
-                        "make_synthetic_model.py", args.model, "--size",
+                        "synth_model.py", args.model, "--size",
                         args.synthetic], check=True)
         args.ram = args.ram or 300 * 10**6
         args.tokens = args.tokens or [2, 5]
