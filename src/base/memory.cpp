@@ -78,14 +78,16 @@ struct Mount {
 };
 
 // "36 35 98:0 /root /mnt/point rw,noatime shared:1 - cgroup2 source options"
-std::optional<Mount> parse_mount(std::string_view line, bool v2) {
+std::optional<Mount> parse_mount(std::string_view line,
+                                 bool v2,
+                                 std::string_view controller) {
   const size_t dash = line.find(" - ");
   if (dash == std::string_view::npos) return std::nullopt;
   std::string_view tail = line.substr(dash + 3);
   const std::string_view type = take_until(tail, ' ');
   take_until(tail, ' ');
   const bool wanted = v2 ? type == "cgroup2"
-                         : type == "cgroup" && has_word(trim(tail), "memory");
+                         : type == "cgroup" && has_word(trim(tail), controller);
   if (!wanted) return std::nullopt;
   std::string_view head = line.substr(0, dash);
   for (int i = 0; i < 3; ++i) take_until(head, ' ');
@@ -96,9 +98,12 @@ std::optional<Mount> parse_mount(std::string_view line, bool v2) {
   return mount;
 }
 
-std::optional<Mount> find_mount(std::string_view mountinfo, bool v2) {
+std::optional<Mount> find_mount(std::string_view mountinfo,
+                                bool v2,
+                                std::string_view controller) {
   while (!mountinfo.empty()) {
-    if (auto mount = parse_mount(take_until(mountinfo, '\n'), v2)) return mount;
+    const std::string_view line = take_until(mountinfo, '\n');
+    if (auto mount = parse_mount(line, v2, controller)) return mount;
   }
   return std::nullopt;
 }
@@ -194,7 +199,8 @@ std::optional<uint64_t> parse_cgroup_limit(std::string_view text) {
 }
 
 std::vector<CgroupFolders> parse_cgroup_folders(std::string_view cgroup,
-                                                std::string_view mountinfo) {
+                                                std::string_view mountinfo,
+                                                std::string_view controller) {
   std::vector<CgroupFolders> found;
   while (!cgroup.empty()) {
     // "hierarchy:controllers:path", "0::path" for v2.
@@ -203,8 +209,8 @@ std::vector<CgroupFolders> parse_cgroup_folders(std::string_view cgroup,
     const std::string_view controllers = take_until(path, ':');
     const bool v2 = hierarchy == "0" && controllers.empty();
     if (!path.starts_with('/')) continue;
-    if (!v2 && !has_word(controllers, "memory")) continue;
-    if (const auto mount = find_mount(mountinfo, v2)) {
+    if (!v2 && !has_word(controllers, controller)) continue;
+    if (const auto mount = find_mount(mountinfo, v2, controller)) {
       found.push_back({v2, folders_of(*mount, path)});
     }
   }

@@ -68,15 +68,18 @@ std::optional<uint64_t> parse_stat_field(std::string_view text,
 // of 2^60 and more), and for what is no number.
 std::optional<uint64_t> parse_cgroup_limit(std::string_view text);
 
-// A folder with the memory files of a control group, from the process's own
+// A folder with the files of a control group, from the process's own
 // group up to the root of the mount, and which version it is.
 struct CgroupFolders {
   bool v2 = false;
   std::vector<std::string> folders;
 };
-// From /proc/self/cgroup and /proc/self/mountinfo. Both versions may be there.
-std::vector<CgroupFolders> parse_cgroup_folders(std::string_view cgroup,
-                                                std::string_view mountinfo);
+// Of the hierarchies that have `controller`, from /proc/self/cgroup and
+// /proc/self/mountinfo. Both versions may be there.
+std::vector<CgroupFolders> parse_cgroup_folders(
+    std::string_view cgroup,
+    std::string_view mountinfo,
+    std::string_view controller = "memory");
 
 // `read`: the text of a file, nothing if it cannot be read.
 using ReadText =

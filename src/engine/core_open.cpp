@@ -6,8 +6,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <thread>
 
+#include "base/cpu.h"
 #include "base/memory.h"
 #include "base/size.h"
 #include "engine/core.h"
@@ -63,7 +63,7 @@ bool wants_stock(Kernels kernels) {
 
 int thread_count(int asked) {
   if (asked > 0) return asked;
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return usable_cpus();
 }
 
 PlanSummary summarise(const Plan& plan,
