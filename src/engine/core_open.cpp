@@ -258,6 +258,7 @@ Status Core::start(const Hooks& hooks) {
   context_.rows = rows_.get();
   context_.reserve_scratch(
       stock() ? 1 : model_->scratch_floats(plan_.prefill_rows),
+      stock() ? 1 : model_->prepared_bytes(plan_.prefill_rows),
       pool_->threads(),
       kernels::matmul_scratch_bytes());
   return Status();

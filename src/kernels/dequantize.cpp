@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "kernels/dequantize.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "kernels/targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -9,7 +11,8 @@
 #include "hwy/highway.h"
 #include "kernels/row_kernels.h"
 #if !FLASH_KERNEL_STUB
-#include "kernels/visit_format-inl.h"
+#include "kernels/float_rows-inl.h"
+#include "kernels/visit_codes-inl.h"
 #endif
 
 HWY_BEFORE_NAMESPACE();
@@ -25,7 +28,7 @@ void decode(const WeightRows&, size_t, size_t, size_t, float*) {
 #else
 
 template <class Decoder>
-void decode_row(
+void decode_floats(
     const WeightRows& w, size_t r, size_t k_begin, size_t k_end, float* out) {
   const Decoder row(w, r);
   const size_t size = row.group_size();
@@ -40,12 +43,92 @@ void decode_row(
   }
 }
 
+// Group kQ of chunk c, in natural order.
+template <class Codes, size_t kQ>
+void decode_group(const Codes& row,
+                  size_t c,
+                  CodeOrder order,
+                  const float* scale,
+                  const float* offset,
+                  float* out) {
+  alignas(64) int16_t codes[128];
+  Codes::template codes<kQ>(
+      row.chunk(c), c, [&](size_t k, const S16& v) FLASH_INLINE_LAMBDA {
+        store_s16(v, codes + k);
+      });
+  for (size_t i = 0; i < row.group_size(); ++i) {
+    const auto code = static_cast<float>(codes[i] - Codes::kZero);
+    size_t k = i;
+    if (order == CodeOrder::kEvensFirst) {
+      k = i / 32 * 32 + i % 16 * 2 + i % 32 / 16;
+    }
+    if constexpr (Codes::kOffset) {
+      out[k] = fma_one(scale[kQ], code, offset[kQ]);
+    } else {
+      out[k] = scale[kQ] * code;
+    }
+  }
+}
+
+template <class Codes>
+void decode_codes(
+    const WeightRows& w, size_t r, size_t k_begin, size_t k_end, float* out) {
+  const Codes row(w, r);
+  const size_t group = row.group_size();
+  const CodeOrder order = code_order(w.format);
+  for (size_t k = k_begin; k < k_end; k += kChunkGroups * group) {
+    const size_t c = k / (kChunkGroups * group);
+    const size_t n = std::min(kChunkGroups, (k_end - k) / group);
+    float scale[kChunkGroups];
+    float offset[kChunkGroups];
+    F8 scales;
+    F8 offsets = set_f8(0.0f);
+    row.scales(c, n, &scales, &offsets);
+    store_f8(scales, scale);
+    store_f8(offsets, offset);
+    const auto put = [&](auto q) HWY_ATTR {
+      if (q >= n) return;
+      decode_group<Codes, q>(row, c, order, scale, offset, out);
+      out += group;
+    };
+    put(Part<0>());
+    put(Part<1>());
+    put(Part<2>());
+    put(Part<3>());
+    put(Part<4>());
+    put(Part<5>());
+    put(Part<6>());
+    put(Part<7>());
+  }
+}
+
+// Integers have no -0: turns the zeros that stand for e2m1's -0.
+void restore_minus_zero(
+    const WeightRows& w, size_t r, size_t k_begin, size_t k_end, float* out) {
+  const uint8_t* row = bytes_of(w.weight, r * w.cols / 2);
+  for (size_t k = k_begin; k < k_end; ++k) {
+    const int code = (row[k / 2] >> (k % 2 * 4)) & 15;
+    if (code == 8) out[k - k_begin] = -out[k - k_begin];
+  }
+}
+
 void decode(
     const WeightRows& w, size_t r, size_t k_begin, size_t k_end, float* out) {
-  visit_format(w.format, [&](auto decoder) HWY_ATTR {
-    using Decoder = typename decltype(decoder)::type;
-    decode_row<Decoder>(w, r, k_begin, k_end, out);
-  });
+  if (integer_coded(w.format)) {
+    visit_codes(w.format, [&](auto type) HWY_ATTR {
+      using Codes = typename decltype(type)::type;
+      decode_codes<Codes>(w, r, k_begin, k_end, out);
+    });
+    if (w.format.kind == WeightKind::kMxfp4 ||
+        w.format.kind == WeightKind::kNvfp4) {
+      restore_minus_zero(w, r, k_begin, k_end, out);
+    }
+  } else {
+    visit_float_rows(w.format, [&](auto type) HWY_ATTR {
+      using Decoder = typename decltype(type)::type;
+      decode_floats<Decoder>(w, r, k_begin, k_end, out);
+    });
+  }
 }
 
 #endif  // FLASH_KERNEL_STUB
@@ -71,8 +154,8 @@ void dequantize_row(const WeightRows& w, size_t r, float* out) {
   decode(w, r, 0, whole, out);
   if (n == 0) return;
   // A dense row's last values by way of a copy: decoding writes sixteen.
-  const size_t begin = w.cols / 256 * 256;
-  float last[256];
+  const size_t begin = w.cols / 1024 * 1024;
+  float last[1024];
   decode(w, r, begin, w.cols, last);
   for (size_t i = whole; i < w.cols; ++i) out[i] = last[i - begin];
 }

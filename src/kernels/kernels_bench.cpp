@@ -24,6 +24,7 @@
 
 #include "base/thread_pool.h"
 #include "kernels/attention.h"
+#include "kernels/fixed_point.h"
 #include "kernels/matmul.h"
 #include "kernels/reference.h"
 #include "kernels/test_matrix.h"
@@ -91,13 +92,18 @@ class Bench {
            const float* x,
            size_t tokens,
            float* y) {
+    MatmulInput input = {x, w.cols, tokens, nullptr};
+    if (integer_coded(w.format)) {
+      prepared_.resize(prepared_bytes(w.format, w.cols, tokens) / 64);
+      auto* out = reinterpret_cast<std::byte*>(prepared_.data());
+      prepare_fixed(w.format, w.cols, x, w.cols, 0, tokens, out);
+      input.prepared = out;
+    }
     pool.parallel_for(w.rows, 64, [&](size_t begin, size_t end, int thread) {
       matmul(w,
              begin,
              end,
-             x,
-             w.cols,
-             tokens,
+             input,
              y,
              w.rows,
              scratch_[static_cast<size_t>(thread)].get());
@@ -108,6 +114,10 @@ class Bench {
   Sizes sizes_;
   Hash hash_;
   std::vector<Aligned> scratch_;
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::vector<Line> prepared_;
 };
 
 void read_memory(benchmark::State& state, Bench& bench, int threads) {
@@ -258,7 +268,7 @@ void register_all(Bench& bench, bool smoke) {
             matvec(s, bench, format, threads);
           });
     }
-    for (size_t tokens : std::initializer_list<size_t>{2, 4, 64}) {
+    for (size_t tokens : std::initializer_list<size_t>{2, 4, 8, 16, 64, 512}) {
       add("matmul/" + label(format) + "/" + std::to_string(tokens),
           smoke,
           [&bench, format, tokens](auto& s) {

@@ -4,7 +4,10 @@
 // y = x * W^T for weights as they lie in the file.
 //
 // One canonical arithmetic for each output element, the same for any number of
-// rows of x, any split into tiles and threads, and on every instruction set:
+// rows of x, any split into tiles and threads, and on every instruction set.
+//
+// A. Weights that are floating-point numbers (float32, float16, bfloat16,
+//    mxfp8), and rows of x that do not fit fixed point:
 //
 //   1. w[k] is the exactly dequantised float32 value of the format
 //      (kernels/dequantize.h states each).
@@ -12,6 +15,24 @@
 //      acc[k % 16] = fma(w[k], x[k], acc[k % 16]).
 //   3. s[i] = acc[i] + acc[i + 8] for i < 8, t[i] = s[i] + s[i + 4] for i < 4,
 //      u[i] = t[i] + t[i + 2] for i < 2, y = u[0] + u[1].
+//
+// B. Weights that are integer codes with a scale, and maybe an offset, for each
+//    group (affine, mxfp4, nvfp4, Q4_0 ... Q6_K):
+//
+//   1. x becomes 16-bit fixed point, group by group: s[g], q[k], S[g] of
+//      kernels/fixed_point.h. This is the only rounding beyond float32's own.
+//   2. I[g] = sum of (code[k] - zero) * q[k] over the group, in int32: exact,
+//      whatever the order (at most 255 * 32767 * 128 < 2^31).
+//   3. Eight float32 accumulators, acc[i] = 0; for g = 0, 1, ..., with groups
+//      of zeros (scale, offset, s, S, I all 0) up to a multiple of eight:
+//      acc[g % 8] = fma(scale[g] * s[g], float(I[g]), acc[g % 8]); then, if the
+//      format has offsets, acc[g % 8] = fma(offset[g], s[g] * float(S[g]),
+//      acc[g % 8]). Every product and conversion is rounded to float32.
+//   4. t[i] = acc[i] + acc[i + 4] for i < 4, u[i] = t[i] + t[i + 2] for i < 2,
+//      y = u[0] + u[1].
+//
+//    For K-quants scale[g] = d * sc[g] and offset[g] = -(dmin * m[g]), rounded
+//    to float32; mxfp4 and nvfp4 count in halves.
 //
 // Instruction sets without a fused multiply-add (below AVX2 on x86) are not
 // supported: see kernels::supported().
@@ -37,16 +58,30 @@ struct WeightRows {
   const std::byte* biases = nullptr;  // affine
 };
 
-// y[t * y_stride + r] = dot(x[t * x_stride ...], W[r]) for t < tokens and
-// r in [row_begin, row_end). y points at column 0 of W's first row.
-// `scratch` has scratch_bytes() bytes, 64-aligned, one per thread.
+// `tokens` rows of x.
+struct MatmulInput {
+  const float* x = nullptr;
+  size_t stride = 0;  // from row to row
+  size_t tokens = 0;
+  // What prepare_fixed() made of them for the weights' format: needed where
+  // prepared_bytes() is not 0.
+  const std::byte* prepared = nullptr;
+};
+
+// Bytes of MatmulInput::prepared; 0 for weights that are floats.
+size_t prepared_bytes(const WeightFormat& format, size_t cols, size_t tokens);
+
+// An upper bound of prepared_bytes() of one row for any format.
+size_t prepared_row_bytes_max(size_t cols);
+
+// y[t * y_stride + r] = dot(x row t, W[r]) for each row of x and r in
+// [row_begin, row_end). y points at column 0 of W's first row.
+// `scratch` has matmul_scratch_bytes() bytes, 64-aligned, one per thread.
 // REQUIRES: format_accepts(w.format, w.cols), supported().
 void matmul(const WeightRows& w,
             size_t row_begin,
             size_t row_end,
-            const float* x,
-            size_t x_stride,
-            size_t tokens,
+            const MatmulInput& x,
             float* y,
             size_t y_stride,
             std::byte* scratch);

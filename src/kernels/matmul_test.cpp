@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 
+#include "kernels/code_order.h"
+#include "kernels/fixed_point.h"
 #include "kernels/reference.h"
 #include "kernels/test_matrix.h"
 #include "kernels/vector_ops.h"
@@ -31,21 +34,37 @@ class Scratch {
   std::byte* data_;
 };
 
+// Rows of x made ready for `w`, in memory filled with ones before.
+class Prepared {
+ public:
+  Prepared(const WeightRows& w,
+           const std::vector<float>& x,
+           size_t x_stride,
+           size_t tokens)
+      : bytes_(prepared_bytes(w.format, w.cols, tokens) + 64, std::byte{0xFF}) {
+    input_ = {x.data(), x_stride, tokens, nullptr};
+    if (!integer_coded(w.format)) return;
+    void* p = bytes_.data();
+    size_t space = bytes_.size();
+    auto* out = static_cast<std::byte*>(std::align(64, 1, p, space));
+    prepare_fixed(w.format, w.cols, x.data(), x_stride, 0, tokens, out);
+    input_.prepared = out;
+  }
+  const MatmulInput& input() const { return input_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+  MatmulInput input_;
+};
+
 std::vector<float> product(const WeightRows& w,
                            const std::vector<float>& x,
                            size_t x_stride,
                            size_t tokens) {
   Scratch scratch;
+  const Prepared prepared(w, x, x_stride, tokens);
   std::vector<float> y(tokens * w.rows, 12345.0f);
-  matmul(w,
-         0,
-         w.rows,
-         x.data(),
-         x_stride,
-         tokens,
-         y.data(),
-         w.rows,
-         scratch.data());
+  matmul(w, 0, w.rows, prepared.input(), y.data(), w.rows, scratch.data());
   return y;
 }
 
@@ -90,9 +109,9 @@ TEST(Matmul, EqualsTheReferenceForEveryFormatAndTarget) {
         const size_t rows = 1 + random() % 9;
         const TestMatrix m(format, rows, cols, random, 1 + random() % 15);
         const size_t x_stride = cols + random() % 5;
-        const auto x = random_floats(7 * x_stride, random, random() % 2 == 0);
-        const auto expected = reference_product(m.rows(), x, x_stride, 7);
-        for (size_t tokens : std::initializer_list<size_t>{1, 2, 3, 7}) {
+        const auto x = random_floats(13 * x_stride, random, random() % 2 == 0);
+        const auto expected = reference_product(m.rows(), x, x_stride, 13);
+        for (size_t tokens : std::initializer_list<size_t>{1, 2, 3, 4, 8, 13}) {
           const auto y = product(m.rows(), x, x_stride, tokens);
           const int where = first_difference(y, expected);
           ASSERT_EQ(where, -1)
@@ -131,20 +150,19 @@ TEST(Matmul, AnyRowSplitGivesTheSameBitsAndTouchesNothingElse) {
     const size_t cols = width(format, 40);
     const size_t rows = 23;
     const TestMatrix m(format, rows, cols, random);
-    for (size_t tokens : std::initializer_list<size_t>{1, 5}) {
+    for (size_t tokens : std::initializer_list<size_t>{1, 5, 9}) {
       const auto x = random_floats(tokens * cols, random);
       const auto whole = product(m.rows(), x, cols, tokens);
       const size_t stride = rows + 3;
       std::vector<float> y(tokens * stride, 777.0f);
       Scratch scratch;
+      const Prepared prepared(m.rows(), x, cols, tokens);
       for (size_t begin = 0; begin < rows;) {
         const size_t end = std::min(rows, begin + random() % 6);
         matmul(m.rows(),
                begin,
                end,
-               x.data(),
-               cols,
-               tokens,
+               prepared.input(),
                y.data(),
                stride,
                scratch.data());
@@ -186,6 +204,95 @@ TEST(Matmul, InfinitiesAndNansInScalesReachTheSameOutputs) {
       }
     }
   }
+}
+
+// One row of x that fixed point cannot hold, among others that it can: it is
+// multiplied in float32, and changes nothing for its neighbours.
+TEST(Matmul, ARowThatDoesNotFitIsMultipliedInFloat32) {
+  for (int64_t target : runnable_targets()) {
+    const ForcedTarget forced(target);
+    Random random(14);
+    for (const WeightFormat& format : reference::all_formats()) {
+      const size_t cols = width(format, 100);
+      const TestMatrix m(format, 5, cols, random);
+      for (float odd : {INFINITY, -INFINITY, NAN, 1e25f, 1e-30f}) {
+        for (size_t tokens : std::initializer_list<size_t>{3, 14}) {
+          auto x = random_floats(tokens * cols, random);
+          const auto plain = product(m.rows(), x, cols, tokens);
+          float* row = x.data() + cols;  // the second one
+          if (odd == 1e-30f) std::fill_n(row, cols, 0.0f);
+          row[9] = odd;
+          const auto y = product(m.rows(), x, cols, tokens);
+          ASSERT_EQ(
+              first_difference(y, reference_product(m.rows(), x, cols, tokens)),
+              -1)
+              << target_label(target) << " " << format_name(format) << odd;
+          for (size_t r = 0; r < 5; ++r) {
+            ASSERT_EQ(y[r], plain[r]);
+            ASSERT_EQ(y[2 * 5 + r], plain[2 * 5 + r]);
+            ASSERT_TRUE(std::isfinite(odd) || !std::isfinite(y[5 + r]));
+          }
+        }
+      }
+    }
+  }
+}
+
+// Against float64 on the dequantised weights: what is rounded is x, to 2^-16 of
+// its group's largest value, and sums, in float32.
+TEST(Matmul, ErrorAgainstFloat64IsWithinTheStatedBound) {
+  Random random(15);
+  for (const WeightFormat& format : reference::all_formats()) {
+    const size_t cols = width(format, 1000);
+    const TestMatrix m(format, 4, cols, random);
+    const auto x = random_floats(cols, random);
+    const auto y = product(m.rows(), x, cols, 1);
+    const size_t group = integer_coded(format) ? scale_group(format) : cols;
+    for (size_t r = 0; r < 4; ++r) {
+      double exact = 0;
+      double bound = 0;
+      for (size_t g = 0; g < cols; g += group) {
+        double magnitude = 0;  // sum |w|
+        double largest = 0;
+        for (size_t k = g; k < g + group; ++k) {
+          const double w = reference::weight(m.rows(), r, k);
+          exact += w * double{x[k]};
+          magnitude += std::fabs(w);
+          largest = std::max(largest, std::fabs(double{x[k]}));
+          // Products and sums in float32; codes and offsets apart are larger
+          // than the weight.
+          double parts = std::fabs(w);
+          if (integer_coded(format)) {
+            const auto c = reference::coded_weight(m.rows(), r, k);
+            parts = std::fabs(double{c.scale} * c.code) +
+                    std::fabs(double{c.offset.value_or(0)});
+          }
+          bound += parts * largest * 0x1p-24 * 8;
+        }
+        if (integer_coded(format)) bound += magnitude * largest * 0x1p-16;
+      }
+      ASSERT_LE(std::fabs(double{y[r]} - exact), bound) << format_name(format);
+    }
+  }
+}
+
+TEST(Matmul, MoreThanOneInstructionSetIsTried) {
+  std::string names;
+  for (int64_t target : runnable_targets()) {
+    names += " " + target_label(target);
+  }
+  std::printf("instruction sets:%s\n", names.c_str());
+#if defined(__x86_64__)
+  // AVX2 runs on all that has AVX-512; with that, two at least.
+  if (__builtin_cpu_supports("avx512bw")) {
+    EXPECT_GE(runnable_targets().size(), 2u) << names;
+  }
+  if (__builtin_cpu_supports("avx512vnni") &&
+      __builtin_cpu_supports("avx512vbmi2")) {
+    EXPECT_GE(runnable_targets().size(), 3u) << names;
+  }
+#endif
+  EXPECT_GE(runnable_targets().size(), 1u);
 }
 
 // Sums that only a tail of the canonical order gives: negative zero survives.
@@ -232,9 +339,18 @@ TEST(Matmul, EveryWeightAndEveryInputCounts) {
     for (size_t k = 0; k < cols; ++k) {
       std::vector<float> x(cols, 0.0f);
       x[k] = 1.0f;
-      // A sum of zeros and one product is the weight itself.
-      ASSERT_EQ(product(m.rows(), x, cols, 1)[0],
-                reference::weight(m.rows(), 0, k))
+      // A sum of zeros and one product is the weight itself, but for the few
+      // roundings of s * 32767 and of sums that cancel.
+      float tolerance = 0;
+      if (integer_coded(format)) {
+        const auto c = reference::coded_weight(m.rows(), 0, k);
+        tolerance = (std::fabs(c.scale * static_cast<float>(c.code)) +
+                     std::fabs(c.offset.value_or(0))) *
+                    0x1p-22f;
+      }
+      ASSERT_NEAR(product(m.rows(), x, cols, 1)[0],
+                  reference::weight(m.rows(), 0, k),
+                  tolerance)
           << format_name(format) << " " << k;
     }
   }

@@ -7,18 +7,37 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "base/check.h"
+#include "kernels/code_order.h"
+#include "kernels/fixed_point.h"
 #include "kernels/math_constants.h"
 
 namespace mlx_flash::kernels::reference {
 
+namespace {
+
+// A format that its kind says all about.
+WeightFormat plain(WeightKind kind) {
+  switch (kind) {
+    case WeightKind::kF32:
+      return dense_format(DType::kF32);
+    case WeightKind::kF16:
+      return dense_format(DType::kF16);
+    case WeightKind::kBF16:
+      return dense_format(DType::kBF16);
+    default:
+      return block_format(kind);
+  }
+}
+
+}  // namespace
+
 std::vector<WeightFormat> all_formats() {
   std::vector<WeightFormat> formats;
-#define FLASH_DENSE(kind, dtype, decoder) \
-  formats.push_back(dense_format(DType::dtype));
-#define FLASH_BLOCK(kind, decoder) \
-  formats.push_back(block_format(WeightKind::kind));
+#define FLASH_FLOAT(kind, Decoder) formats.push_back(plain(WeightKind::kind));
+#define FLASH_CODES(kind, Codes) formats.push_back(plain(WeightKind::kind));
 #define FLASH_AFFINE(bits)                                         \
   for (int group : {32, 64, 128}) {                                \
     for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) { \
@@ -80,6 +99,67 @@ float dot(const float* a, const float* b, size_t n) {
   return acc[0];
 }
 
+namespace {
+
+// x in fixed point, group by group, as kernels/fixed_point.h says.
+struct Fixed {
+  std::vector<float> scale;
+  std::vector<int> q;
+  std::vector<int> sum;
+};
+
+std::optional<Fixed> fixed_point(const float* x, size_t cols, size_t group) {
+  Fixed fixed;
+  for (size_t g = 0; g < cols / group; ++g) {
+    float m = 0;
+    for (size_t k = g * group; k < (g + 1) * group; ++k) {
+      if (!(std::fabs(x[k]) <= kFixedRangeHigh)) return std::nullopt;
+      m = std::max(m, std::fabs(x[k]));
+    }
+    if (m != 0 && m < kFixedRangeLow) return std::nullopt;
+    const float v = m == 0 ? 0 : kFixedLargest / m;
+    fixed.scale.push_back(m == 0 ? 0 : m / kFixedLargest);
+    fixed.sum.push_back(0);
+    for (size_t k = g * group; k < (g + 1) * group; ++k) {
+      fixed.q.push_back(static_cast<int>(std::nearbyint(x[k] * v)));
+      fixed.sum.back() += fixed.q.back();
+    }
+  }
+  return fixed;
+}
+
+// Arithmetic B of kernels/matmul.h.
+float fixed_dot(const WeightRows& w, size_t r, const Fixed& x) {
+  const size_t groups = x.scale.size();
+  const size_t group = w.cols / groups;
+  std::array<float, 8> acc = {};
+  for (size_t g = 0; g < (groups + 7) / 8 * 8; ++g) {
+    float& a = acc[g % 8];
+    if (g >= groups) {
+      a = std::fma(0.0f, 0.0f, a);
+      continue;
+    }
+    int64_t sum = 0;
+    CodedWeight last;
+    for (size_t k = g * group; k < (g + 1) * group; ++k) {
+      last = coded_weight(w, r, k);
+      sum += int64_t{last.code} * x.q[k];
+    }
+    const float scale = last.scale * x.scale[g];
+    a = std::fma(scale, static_cast<float>(static_cast<int32_t>(sum)), a);
+    if (last.offset) {
+      const float s = x.scale[g] * static_cast<float>(x.sum[g]);
+      a = std::fma(*last.offset, s, a);
+    }
+  }
+  for (size_t width = 4; width > 0; width /= 2) {
+    for (size_t i = 0; i < width; ++i) acc[i] = acc[i] + acc[i + width];
+  }
+  return acc[0];
+}
+
+}  // namespace
+
 void matmul(const WeightRows& w,
             size_t row_begin,
             size_t row_end,
@@ -89,10 +169,19 @@ void matmul(const WeightRows& w,
             float* y,
             size_t y_stride) {
   std::vector<float> row(w.cols);
-  for (size_t r = row_begin; r < row_end; ++r) {
-    for (size_t k = 0; k < w.cols; ++k) row[k] = weight(w, r, k);
-    for (size_t t = 0; t < tokens; ++t) {
-      y[t * y_stride + r] = dot(row.data(), x + t * x_stride, w.cols);
+  for (size_t t = 0; t < tokens; ++t) {
+    const float* xt = x + t * x_stride;
+    std::optional<Fixed> fixed;
+    if (integer_coded(w.format)) {
+      fixed = fixed_point(xt, w.cols, scale_group(w.format));
+    }
+    for (size_t r = row_begin; r < row_end; ++r) {
+      if (fixed) {
+        y[t * y_stride + r] = fixed_dot(w, r, *fixed);
+      } else {
+        for (size_t k = 0; k < w.cols; ++k) row[k] = weight(w, r, k);
+        y[t * y_stride + r] = dot(row.data(), xt, w.cols);
+      }
     }
   }
 }

@@ -6,6 +6,7 @@
 // and format descriptions, not from the kernels. Slow; for tests only.
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -23,10 +24,19 @@ float bfloat_to_float(uint16_t bits);
 uint16_t float_to_half(float value);    // to nearest even
 uint16_t float_to_bfloat(float value);  // to nearest even
 
-// Value k of row r.
+// Value k of row r of an integer-coded format: scale * code, or
+// fma(scale, code, offset) where there is an offset.
+struct CodedWeight {
+  float scale = 0;
+  int code = 0;  // less the format's zero
+  std::optional<float> offset;
+};
+CodedWeight coded_weight(const WeightRows& w, size_t r, size_t k);
+
+// Value k of row r of any format.
 float weight(const WeightRows& w, size_t r, size_t k);
 
-// The canonical dot product.
+// The canonical dot product in float32 (A of kernels/matmul.h).
 float dot(const float* a, const float* b, size_t n);
 
 void matmul(const WeightRows& w,

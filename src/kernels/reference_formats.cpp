@@ -35,13 +35,13 @@ float number_at(const std::byte* p, DType dtype, size_t i) {
 }
 
 // Bit by bit: field k of a little-endian stream of fields.
-float field(const std::byte* p, size_t k, unsigned bits) {
+int field(const std::byte* p, size_t k, unsigned bits) {
   unsigned q = 0;
   for (unsigned b = 0; b < bits; ++b) {
     const size_t bit = k * bits + b;
     q |= ((byte_at(p, bit / 8) >> (bit % 8)) & 1u) << b;
   }
-  return static_cast<float>(q);
+  return static_cast<int>(q);
 }
 
 float e2m1(unsigned code) {
@@ -89,16 +89,24 @@ void scale_min_k4(const std::byte* s, size_t i, float* scale, float* minimum) {
   }
 }
 
-float q2_k(const std::byte* b, size_t i) {  // scales[16] qs[64] d dmin
+CodedWeight affine(float scale, unsigned code, float offset) {
+  return {scale, static_cast<int>(code), offset};
+}
+CodedWeight centred(float scale, unsigned code, int zero) {
+  return {scale, static_cast<int>(code) - zero, std::nullopt};
+}
+
+CodedWeight q2_k(const std::byte* b, size_t i) {  // scales[16] qs[64] d dmin
   const unsigned s = byte_at(b, i / 16);
   const unsigned q =
       (byte_at(b, 16 + i / 128 * 32 + i % 32) >> (i % 128 / 32 * 2)) & 3;
-  const float scale = half_at(b, 80) * static_cast<float>(s & 15);
-  const float minimum = half_at(b, 82) * static_cast<float>(s >> 4);
-  return std::fma(scale, static_cast<float>(q), -minimum);
+  return affine(half_at(b, 80) * static_cast<float>(s & 15),
+                q,
+                -(half_at(b, 82) * static_cast<float>(s >> 4)));
 }
 
-float q3_k(const std::byte* b, size_t i) {  // hmask[32] qs[64] scales[12] d
+// hmask[32] qs[64] scales[12] d
+CodedWeight q3_k(const std::byte* b, size_t i) {
   const std::byte* scales = b + 96;
   const size_t s = i / 16;
   const unsigned low =
@@ -108,61 +116,57 @@ float q3_k(const std::byte* b, size_t i) {  // hmask[32] qs[64] scales[12] d
   const unsigned q =
       (byte_at(b, 32 + i / 128 * 32 + i % 32) >> (i % 128 / 32 * 2)) & 3;
   const unsigned third = (byte_at(b, i % 32) >> (i / 32)) & 1;
-  const int value = static_cast<int>(q | (third << 2)) - 4;
-  return half_at(b, 108) * static_cast<float>(scale) *
-         static_cast<float>(value);
+  return centred(
+      half_at(b, 108) * static_cast<float>(scale), q | (third << 2), 4);
 }
 
-float q4_k(const std::byte* b, size_t i) {  // d dmin scales[12] qs[128]
+CodedWeight q4_k(const std::byte* b, size_t i) {  // d dmin scales[12] qs[128]
   float scale;
   float minimum;
   scale_min_k4(b + 4, i / 32, &scale, &minimum);
   const unsigned q =
       (byte_at(b, 16 + i / 64 * 32 + i % 32) >> (i % 64 / 32 * 4)) & 15;
-  return std::fma(
-      half_at(b, 0) * scale, static_cast<float>(q), -(half_at(b, 2) * minimum));
+  return affine(half_at(b, 0) * scale, q, -(half_at(b, 2) * minimum));
 }
 
-float q5_k(const std::byte* b, size_t i) {  // d dmin scales[12] qh[32] qs[128]
+// d dmin scales[12] qh[32] qs[128]
+CodedWeight q5_k(const std::byte* b, size_t i) {
   float scale;
   float minimum;
   scale_min_k4(b + 4, i / 32, &scale, &minimum);
   const unsigned low =
       (byte_at(b, 48 + i / 64 * 32 + i % 32) >> (i % 64 / 32 * 4)) & 15;
   const unsigned fifth = (byte_at(b, 16 + i % 32) >> (i / 32)) & 1;
-  return std::fma(half_at(b, 0) * scale,
-                  static_cast<float>(low | (fifth << 4)),
-                  -(half_at(b, 2) * minimum));
+  return affine(
+      half_at(b, 0) * scale, low | (fifth << 4), -(half_at(b, 2) * minimum));
 }
 
-float q6_k(const std::byte* b, size_t i) {  // ql[128] qh[64] scales[16] d
+CodedWeight q6_k(const std::byte* b, size_t i) {  // ql[128] qh[64] scales[16] d
   const size_t n = i / 128;
   const size_t j = i % 128;
   const unsigned low = (byte_at(b, n * 64 + j % 64) >> (j / 64 * 4)) & 15;
   const unsigned high = (byte_at(b, 128 + n * 32 + j % 32) >> (j / 32 * 2)) & 3;
   const auto scale = static_cast<int8_t>(byte_at(b, 192 + i / 16));
-  const int value = static_cast<int>(low | (high << 4)) - 32;
-  return half_at(b, 208) * static_cast<float>(scale) *
-         static_cast<float>(value);
+  return centred(
+      half_at(b, 208) * static_cast<float>(scale), low | (high << 4), 32);
 }
 
-float block_value(WeightKind kind, const std::byte* b, size_t i) {
-  const auto f = [](unsigned q) { return static_cast<float>(q); };
+CodedWeight block_weight(WeightKind kind, const std::byte* b, size_t i) {
   switch (kind) {
     case WeightKind::kQ4_0:
-      return half_at(b, 0) * (f(split_nibble(b + 2, i)) - 8.0f);
+      return centred(half_at(b, 0), split_nibble(b + 2, i), 8);
     case WeightKind::kQ4_1:
-      return std::fma(half_at(b, 0), f(split_nibble(b + 4, i)), half_at(b, 2));
+      return affine(half_at(b, 0), split_nibble(b + 4, i), half_at(b, 2));
     case WeightKind::kQ5_0:
-      return half_at(b, 0) *
-             (f(split_nibble(b + 6, i) | (bit_of(b + 2, i) << 4)) - 16.0f);
+      return centred(
+          half_at(b, 0), split_nibble(b + 6, i) | (bit_of(b + 2, i) << 4), 16);
     case WeightKind::kQ5_1:
-      return std::fma(half_at(b, 0),
-                      f(split_nibble(b + 8, i) | (bit_of(b + 4, i) << 4)),
-                      half_at(b, 2));
+      return affine(half_at(b, 0),
+                    split_nibble(b + 8, i) | (bit_of(b + 4, i) << 4),
+                    half_at(b, 2));
     case WeightKind::kQ8_0:
-      return half_at(b, 0) *
-             static_cast<float>(static_cast<int8_t>(byte_at(b, 2 + i)));
+      return {
+          half_at(b, 0), static_cast<int8_t>(byte_at(b, 2 + i)), std::nullopt};
     case WeightKind::kQ2_K:
       return q2_k(b, i);
     case WeightKind::kQ3_K:
@@ -175,17 +179,42 @@ float block_value(WeightKind kind, const std::byte* b, size_t i) {
       return q6_k(b, i);
     default:
       FLASH_CHECK(!"a block format");
-      return 0;
+      return {};
   }
 }
 
 }  // namespace
 
-float weight(const WeightRows& w, size_t r, size_t k) {
+CodedWeight coded_weight(const WeightRows& w, size_t r, size_t k) {
   const RowBytes bytes = row_bytes(w.format, w.cols);
   const std::byte* row = w.weight + r * bytes.weight;
   const std::byte* scales = w.scales + r * bytes.scales;
   const size_t group = k / w.format.group_size;
+  switch (w.format.kind) {
+    case WeightKind::kAffine:
+      return {
+          number_at(scales, w.format.scale_dtype, group),
+          field(row, k, w.format.bits),
+          number_at(w.biases + r * bytes.biases, w.format.scale_dtype, group)};
+    case WeightKind::kMxfp4:
+      return {power_of_two(byte_at(scales, group)) / 2,
+              static_cast<int>(2 * e2m1(nibble(row, k))),
+              std::nullopt};
+    case WeightKind::kNvfp4:
+      return {e4m3(byte_at(scales, group)) / 2,
+              static_cast<int>(2 * e2m1(nibble(row, k))),
+              std::nullopt};
+    default: {
+      const size_t block_bytes = bytes.weight / (w.cols / w.format.group_size);
+      return block_weight(
+          w.format.kind, row + group * block_bytes, k % w.format.group_size);
+    }
+  }
+}
+
+float weight(const WeightRows& w, size_t r, size_t k) {
+  const RowBytes bytes = row_bytes(w.format, w.cols);
+  const std::byte* row = w.weight + r * bytes.weight;
   switch (w.format.kind) {
     case WeightKind::kF32:
       return number_at(row, DType::kF32, k);
@@ -193,21 +222,16 @@ float weight(const WeightRows& w, size_t r, size_t k) {
       return number_at(row, DType::kF16, k);
     case WeightKind::kBF16:
       return number_at(row, DType::kBF16, k);
-    case WeightKind::kAffine:
-      return std::fma(
-          number_at(scales, w.format.scale_dtype, group),
-          field(row, k, w.format.bits),
-          number_at(w.biases + r * bytes.biases, w.format.scale_dtype, group));
-    case WeightKind::kMxfp4:
-      return e2m1(nibble(row, k)) * power_of_two(byte_at(scales, group));
     case WeightKind::kMxfp8:
-      return e4m3(byte_at(row, k)) * power_of_two(byte_at(scales, group));
-    case WeightKind::kNvfp4:
-      return e2m1(nibble(row, k)) * e4m3(byte_at(scales, group));
+      return e4m3(byte_at(row, k)) *
+             power_of_two(byte_at(w.scales + r * bytes.scales, k / 32));
     default: {
-      const size_t block_bytes = bytes.weight / (w.cols / w.format.group_size);
-      return block_value(
-          w.format.kind, row + group * block_bytes, k % w.format.group_size);
+      const CodedWeight c = coded_weight(w, r, k);
+      const auto code = static_cast<float>(c.code);
+      const bool e2m1_code = w.format.kind == WeightKind::kMxfp4 ||
+                             w.format.kind == WeightKind::kNvfp4;
+      if (e2m1_code && nibble(row, k) == 8) return c.scale * -0.0f;
+      return c.offset ? std::fma(c.scale, code, *c.offset) : c.scale * code;
     }
   }
 }

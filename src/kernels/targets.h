@@ -15,6 +15,9 @@
 #ifdef HWY_DISABLED_TARGETS
 #error "include kernels/targets.h before Highway"
 #endif
+// AVX-512 with VNNI and its company (Ice Lake, Zen 4 and later), which older
+// versions of Highway leave out unless asked.
+#define HWY_WANT_AVX3_DL 1
 #define HWY_DISABLED_TARGETS                                                \
   (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | \
    HWY_WASM | HWY_WASM_EMU256 | HWY_RVV | HWY_PPC8)

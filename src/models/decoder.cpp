@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "kernels/matmul.h"
 
 namespace mlx_flash::models {
 namespace {
@@ -162,6 +163,14 @@ size_t Decoder::scratch_floats(size_t rows) const {
                   q + kv);
 }
 
+size_t Decoder::prepared_bytes(size_t rows) const {
+  const size_t widest =
+      std::max({size_t{config_.hidden_size},
+                size_t{config_.intermediate_size},
+                size_t{config_.num_attention_heads} * config_.head_dim});
+  return rows * kernels::prepared_row_bytes_max(widest);
+}
+
 ModelCosts Decoder::costs(bool stock, DType kv_dtype) const {
   ModelCosts costs;
   costs.kv_bytes_per_token = kv_layout(kv_dtype).bytes_per_token();
@@ -170,8 +179,8 @@ ModelCosts Decoder::costs(bool stock, DType kv_dtype) const {
   costs.context_max = rope_.grows() ? 0 : config_.max_position_embeddings;
   const size_t row = layer_floats() * sizeof(float);
   costs.activation_fixed_bytes = kLayersAhead * kWholeStepRows * row;
-  costs.activation_bytes_per_row =
-      row + scratch_floats(1) * sizeof(float) + config_.head_dim * 16;
+  costs.activation_bytes_per_row = row + scratch_floats(1) * sizeof(float) +
+                                   prepared_bytes(1) + config_.head_dim * 16;
   // The head's output, the copy the sampler sorts, its indices.
   costs.activation_bytes_per_logit_row = size_t{config_.vocab_size} * 16;
   if (stock) {

@@ -32,6 +32,8 @@ class Decoder {
   ModelCosts costs(bool stock, DType kv_dtype) const;
   // Floats of nn::Context's scratch for forwards of at most `rows` rows.
   size_t scratch_floats(size_t rows) const;
+  // Bytes of its inputs of matrix products in fixed point.
+  size_t prepared_bytes(size_t rows) const;
 
   // The matrix whose rows are the input embeddings.
   const nn::Linear& embedding() const { return embedding_; }

@@ -15,9 +15,11 @@ size_t thread_stride(size_t bytes) {
 }  // namespace
 
 void Context::reserve_scratch(size_t floats,
+                              size_t prepared_bytes,
                               int threads,
                               size_t bytes_per_thread) {
   scratch_ = AlignedBuffer(floats * sizeof(float), kCacheLine);
+  prepared_ = AlignedBuffer(prepared_bytes, kCacheLine);
   thread_scratch_ = AlignedBuffer(
       thread_stride(bytes_per_thread) * static_cast<size_t>(threads),
       kCacheLine);
@@ -26,6 +28,11 @@ void Context::reserve_scratch(size_t floats,
 float* Context::scratch_floats(size_t n) {
   FLASH_CHECK(n * sizeof(float) <= scratch_.size());
   return reinterpret_cast<float*>(scratch_.data());
+}
+
+std::byte* Context::prepared(size_t bytes) {
+  FLASH_CHECK(bytes <= prepared_.size());
+  return prepared_.data();
 }
 
 std::byte* Context::thread_scratch(int thread, size_t bytes_per_thread) {

@@ -37,9 +37,15 @@ struct Context {
   DType kv_dtype = DType::kF16;  // of the fast KV cache
 
   // Memory of the fast kernels, taken once by reserve_scratch().
-  void reserve_scratch(size_t floats, int threads, size_t bytes_per_thread);
+  void reserve_scratch(size_t floats,
+                       size_t prepared_bytes,
+                       int threads,
+                       size_t bytes_per_thread);
   // Valid until the next call. REQUIRES: n <= what was reserved.
   float* scratch_floats(size_t n);
+  // Of the inputs of one matrix product. Valid until the next call.
+  // REQUIRES: bytes <= what was reserved.
+  std::byte* prepared(size_t bytes);
   std::byte* thread_scratch(int thread, size_t bytes_per_thread);
 
   // The first failure of the present forward. Later operations of the same
@@ -53,6 +59,7 @@ struct Context {
 
  private:
   AlignedBuffer scratch_;
+  AlignedBuffer prepared_;
   AlignedBuffer thread_scratch_;
 };
 

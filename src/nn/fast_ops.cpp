@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "kernels/attention.h"
 #include "kernels/dequantize.h"
+#include "kernels/fixed_point.h"
 #include "kernels/matmul.h"
 #include "kernels/vector_ops.h"
 #include "nn/table_rows.h"
@@ -18,6 +19,9 @@ namespace {
 
 // Fewest rows of a matrix worth a piece of their own on a thread.
 constexpr size_t kRowGrain = 8;
+
+// Rows of x that are made ready in one piece.
+constexpr size_t kPrepareGrain = 4;
 
 // Puts the rows of the file in the order of the published model, head by head.
 void unpermute(const Linear& linear, size_t rows, float* y) {
@@ -31,6 +35,24 @@ void unpermute(const Linear& linear, size_t rows, float* y) {
       std::memcpy(y, head.data(), head_dim * sizeof(float));
     }
   }
+}
+
+// Rows of x as the kernels want them for `matrix`.
+kernels::MatmulInput prepare(Context& context,
+                             const ScheduledMatrix& matrix,
+                             const float* x,
+                             size_t rows) {
+  const size_t cols = matrix.cols;
+  kernels::MatmulInput input = {x, cols, rows, nullptr};
+  const size_t bytes = kernels::prepared_bytes(matrix.format, cols, rows);
+  if (bytes == 0) return input;
+  std::byte* out = context.prepared(bytes);
+  context.pool->parallel_for(
+      rows, kPrepareGrain, [&](size_t begin, size_t end, int) {
+        kernels::prepare_fixed(matrix.format, cols, x, cols, begin, end, out);
+      });
+  input.prepared = out;
+  return input;
 }
 
 }  // namespace
@@ -60,6 +82,7 @@ void linear(Context& context,
             size_t rows,
             float* y) {
   const ScheduledMatrix& matrix = context.schedule->matrices()[linear.matrix];
+  const kernels::MatmulInput input = prepare(context, matrix, x, rows);
   for (uint32_t i = 0; i < matrix.tile_count; ++i) {
     if (!context.failure.ok()) return;
     if (context.interrupted->load(std::memory_order_relaxed)) {
@@ -81,9 +104,7 @@ void linear(Context& context,
           kernels::matmul(w,
                           begin,
                           end,
-                          x,
-                          linear.cols,
-                          rows,
+                          input,
                           y + tile.row_begin,
                           linear.rows,
                           context.thread_scratch(thread, scratch_bytes));

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT
 
-// One row of x: weights are decoded in registers and used at once.
+// One row of x and weights that are floats: widened in registers and used at
+// once.
 
 #include <algorithm>
 
 #include "kernels/targets.h"
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/matvec.cpp"
-#include "hwy/cache_control.h"
+#define HWY_TARGET_INCLUDE "kernels/float_matvec.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/prefetch.h"
 #include "kernels/row_kernels.h"
 #if !FLASH_KERNEL_STUB
-#include "kernels/visit_format-inl.h"
+#include "kernels/float_rows-inl.h"
 #endif
 
 HWY_BEFORE_NAMESPACE();
@@ -21,7 +22,7 @@ namespace HWY_NAMESPACE {
 
 #if FLASH_KERNEL_STUB
 
-void matvec(const WeightRows&, size_t, size_t, const float*, float*) {
+void float_matvec(const WeightRows&, size_t, size_t, const float*, float*) {
   FLASH_KERNEL_STUB_CALLED();
 }
 
@@ -31,33 +32,8 @@ void matvec(const WeightRows&, size_t, size_t, const float*, float*) {
 // each row's sixteen accumulators are.
 constexpr size_t kRows = 4;
 
-// Asks for the bytes that the same place of the next rows will need: each row
-// is too short a stream for the hardware to foresee much of it.
-class Prefetch {
- public:
-  Prefetch(const WeightRows& w, size_t group_size)
-      : w_(w),
-        row_bytes_(row_bytes(w.format, w.cols).weight),
-        group_bytes_(row_bytes_ * group_size / w.cols),
-        ahead_(std::min(kRows * row_bytes_, kAheadMax)) {}
-
-  HWY_INLINE void group(size_t r, size_t g) const {
-    // An address past the matrix is never loaded from, nor does it fault.
-    const uintptr_t p = reinterpret_cast<uintptr_t>(w_.weight) +
-                        r * row_bytes_ + g * group_bytes_ + ahead_;
-    for (size_t i = 0; i < group_bytes_; i += 64) {
-      hwy::Prefetch(reinterpret_cast<const std::byte*>(p + i));
-    }
-  }
-
- private:
-  static constexpr size_t kAheadMax = 8192;  // a part of the first cache
-
-  const WeightRows& w_;
-  size_t row_bytes_;
-  size_t group_bytes_;
-  size_t ahead_;
-};
+// Values of a row that are asked for at once.
+constexpr size_t kStep = 128;
 
 template <class Decoder>
 void matvec_rows(const WeightRows& w,
@@ -65,7 +41,7 @@ void matvec_rows(const WeightRows& w,
                  size_t row_end,
                  const float* x,
                  float* y) {
-  const Prefetch prefetch(w, Decoder(w, row_begin).group_size());
+  const RowPrefetch prefetch(w, kStep, kRows);
   for (size_t r = row_begin; r < row_end; r += kRows) {
     // Past the end the last row is computed again and thrown away.
     const auto row = [&](size_t i) { return std::min(r + i, row_end - 1); };
@@ -78,8 +54,12 @@ void matvec_rows(const WeightRows& w,
     const size_t groups = w.cols / size;
     for (size_t g = 0; g < groups; ++g) {
       const float* xg = x + g * size;
+      if (g * size % kStep == 0) {
+        for (size_t i = 0; i < kRows; ++i) {
+          prefetch.step(r + i, g * size / kStep);
+        }
+      }
       const auto add_group = [&](size_t i) FLASH_INLINE_LAMBDA {
-        prefetch.group(r + i, g);
         rows[i].group(g, [&](auto p, size_t k, VF v) FLASH_INLINE_LAMBDA {
           acc[i].part[p] =
               hn::MulAdd(v, hn::LoadU(DF(), xg + k), acc[i].part[p]);
@@ -110,12 +90,12 @@ void matvec_rows(const WeightRows& w,
   }
 }
 
-void matvec(const WeightRows& w,
-            size_t row_begin,
-            size_t row_end,
-            const float* x,
-            float* y) {
-  visit_format(w.format, [&](auto decoder) HWY_ATTR {
+void float_matvec(const WeightRows& w,
+                  size_t row_begin,
+                  size_t row_end,
+                  const float* x,
+                  float* y) {
+  visit_float_rows(w.format, [&](auto decoder) HWY_ATTR {
     using Decoder = typename decltype(decoder)::type;
     matvec_rows<Decoder>(w, row_begin, row_end, x, y);
   });
@@ -130,10 +110,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace mlx_flash::kernels {
 
-HWY_EXPORT(matvec);
+HWY_EXPORT(float_matvec);
 
-MatvecFn matvec_fn() {
-  return HWY_DYNAMIC_DISPATCH(matvec);
+FloatMatvecFn float_matvec_fn() {
+  return HWY_DYNAMIC_DISPATCH(float_matvec);
 }
 
 }  // namespace mlx_flash::kernels

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Asks the second cache for what the next rows of a matrix will need: one row
+// is too short a stream for the hardware to foresee much of it.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/matmul.h"
+
+namespace mlx_flash::kernels {
+
+class RowPrefetch {
+ public:
+  // `rows_ahead` rows ahead, in steps of `step_values` values of a row.
+  RowPrefetch(const WeightRows& w, size_t step_values, size_t rows_ahead)
+      : weight_(reinterpret_cast<uintptr_t>(w.weight)),
+        row_bytes_(mlx_flash::row_bytes(w.format, w.cols).weight),
+        step_bytes_(row_bytes_ * step_values / w.cols),
+        ahead_(rows_ahead * row_bytes_) {}
+
+  // The bytes of step s of row r + rows_ahead. An address past the matrix is
+  // never loaded from, nor does it fault.
+  __attribute__((always_inline)) void step(size_t r, size_t s) const {
+    const uintptr_t p = weight_ + r * row_bytes_ + s * step_bytes_ + ahead_;
+    for (size_t i = 0; i < step_bytes_; i += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(p + i), 0, 2);
+    }
+  }
+
+ private:
+  uintptr_t weight_;
+  size_t row_bytes_;
+  size_t step_bytes_;
+  size_t ahead_;
+};
+
+}  // namespace mlx_flash::kernels
