@@ -131,12 +131,73 @@ def q8_0(b):
     return q * halves(b, 0)
 
 
+def sub_block_scales(b, begin):
+    """Q4_K and Q5_K: eight 6-bit scales and minimums, as float32."""
+    p = b[:, begin : begin + 12]
+    scale = np.concatenate([p[:, :4] & 63, (p[:, 8:] & 15) | p[:, :4] >> 6 << 4], 1)
+    minimum = np.concatenate([p[:, 4:8] & 63, p[:, 8:] >> 4 | p[:, 4:8] >> 6 << 4], 1)
+    return scale.astype(np.float32), minimum.astype(np.float32)
+
+
+def affine_groups(q, scale, minimum):
+    """scale * q - minimum, both [blocks, groups]."""
+    q = q.reshape(*scale.shape, -1).astype(np.float32)
+    return (scale[:, :, None] * q - minimum[:, :, None]).reshape(len(q), 256)
+
+
+def bits_of_bytes(b, begin, size, shifts, mask):
+    """For each `size` bytes: their bits at each of `shifts`, one after another."""
+    p = b[:, begin:].reshape(len(b), -1, 1, size)
+    s = np.array(shifts, np.uint8)[None, None, :, None]
+    return ((p >> s) & mask).reshape(len(b), -1)
+
+
+def q2_k(b):
+    packed = b[:, :16]
+    q = bits_of_bytes(b[:, :80], 16, 32, (0, 2, 4, 6), 3)
+    return affine_groups(q, halves(b, 80) * (packed & 15), halves(b, 82) * (packed >> 4))
+
+
+def q3_k(b):
+    third = bits_of_bytes(b[:, :32], 0, 32, range(8), 1)
+    q = bits_of_bytes(b[:, :96], 32, 32, (0, 2, 4, 6), 3) | third << 2
+    low = np.concatenate([b[:, 96:104] & 15, b[:, 96:104] >> 4], 1)
+    high = bits_of_bytes(b[:, :108], 104, 4, (0, 2, 4, 6), 3)
+    scale = halves(b, 108) * ((low | high << 4).astype(np.float32) - 32)
+    return affine_groups(q.astype(np.float32) - 4, scale, 0 * scale)
+
+
+def q4_k(b):
+    scale, minimum = sub_block_scales(b, 4)
+    q = bits_of_bytes(b, 16, 32, (0, 4), 15)
+    return affine_groups(q, halves(b, 0) * scale, halves(b, 2) * minimum)
+
+
+def q5_k(b):
+    scale, minimum = sub_block_scales(b, 4)
+    fifth = bits_of_bytes(b[:, :48], 16, 32, range(8), 1)
+    q = bits_of_bytes(b, 48, 32, (0, 4), 15) | fifth << 4
+    return affine_groups(q, halves(b, 0) * scale, halves(b, 2) * minimum)
+
+
+def q6_k(b):
+    high = bits_of_bytes(b[:, :192], 128, 32, (0, 2, 4, 6), 3)
+    q = bits_of_bytes(b[:, :128], 0, 64, (0, 4), 15) | high << 4
+    scale = halves(b, 208) * np.ascontiguousarray(b[:, 192:208]).view(np.int8)
+    return affine_groups(q.astype(np.float32) - 32, scale, 0 * scale)
+
+
 BLOCKS = {  # ggml type: bytes, values, function
     2: (18, 32, q4_0),
     3: (20, 32, q4_1),
     6: (22, 32, q5_0),
     7: (24, 32, q5_1),
     8: (34, 32, q8_0),
+    10: (84, 256, q2_k),
+    11: (110, 256, q3_k),
+    12: (144, 256, q4_k),
+    13: (176, 256, q5_k),
+    14: (210, 256, q6_k),
 }
 
 

@@ -465,6 +465,17 @@ def gguf_cases() -> list:
         tied = block in ("F16", "Q4_1")
         config = llama(**wide, tie_word_embeddings=tied, num_key_value_heads=1)
         cases.append(Case(f"gguf_llama_{block}", config, "f32", gguf=block, chunks=deep))
+    super_blocks = dict(
+        hidden_size=256,
+        head_dim=32,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        intermediate_size=512,
+    )
+    for block in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
+        tied = block in ("Q4_K", "Q6_K")
+        config = llama(**super_blocks, tie_word_embeddings=tied)
+        cases.append(Case(f"gguf_llama_{block}", config, "f32", gguf=block, chunks=deep))
     linear = {"type": "linear", "factor": 3.0}
     cases += [
         Case(

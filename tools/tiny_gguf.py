@@ -12,6 +12,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+import tiny_kquants
+
 ALIGNMENT = 32
 # Name -> (type number, values per block, bytes per block).
 TYPES = {
@@ -20,6 +22,11 @@ TYPES = {
     "Q4_0": (2, 32, 18),
     "Q4_1": (3, 32, 20),
     "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
+    "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210),
     "BF16": (30, 1, 2),
 }
 
@@ -39,8 +46,11 @@ def encode(values: np.ndarray, block: str) -> tuple:
         bits = values.view(np.uint32)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return bits.astype("<u2").tobytes(), (bits << 16).astype(np.uint32).view(np.float32)
-    rows = values.reshape(-1, 32)
-    packed, meant = {"Q4_0": q4_0, "Q4_1": q4_1, "Q8_0": q8_0}[block](rows)
+    encoders = {"Q4_0": q4_0, "Q4_1": q4_1, "Q8_0": q8_0,
+                "Q2_K": tiny_kquants.q2_k, "Q3_K": tiny_kquants.q3_k,
+                "Q4_K": tiny_kquants.q4_k, "Q5_K": tiny_kquants.q5_k,
+                "Q6_K": tiny_kquants.q6_k}
+    packed, meant = encoders[block](values.reshape(-1, TYPES[block][1]))
     return packed.tobytes(), meant.reshape(values.shape)
 
 

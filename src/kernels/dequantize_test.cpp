@@ -230,5 +230,26 @@ TEST(Dequantize, AgreesWithMlx) {
   EXPECT_EQ(rows, 72);
 }
 
+// ggml's formats bit for bit: products of a float16, a sub-block scale and a
+// code are exact in float32, so that a fused multiply-add rounds as numpy does.
+TEST(Dequantize, EqualsTheGgufPackage) {
+  std::ifstream file(FLASH_TESTDATA "/kernels/gguf_dequantize.txt");
+  std::string line;
+  int rows = 0;
+  for (; std::getline(file, line); ++rows) {
+    const Recorded row = parse_recorded(line);
+    for (int64_t target : runnable_targets()) {
+      const ForcedTarget forced(target);
+      const auto w = dequantized(row.format, row.values.size(), row.weight);
+      for (size_t k = 0; k < w.size(); ++k) {
+        ASSERT_TRUE(same_bits(w[k], row.values[k]))
+            << target_label(target) << " " << format_name(row.format)
+            << " column " << k << ": " << w[k] << ", not " << row.values[k];
+      }
+    }
+  }
+  EXPECT_EQ(rows, 10);
+}
+
 }  // namespace
 }  // namespace mlx_flash::kernels
