@@ -53,7 +53,8 @@ LIBRARY_FOLDERS = {
 }
 
 # kernels never allocate, never block, never read a file. Tests may, and so may
-# the scalar reference that they compare with (it is linked into tests only).
+# the scalar reference that they compare with (it is linked into tests only) and
+# what measures them.
 KERNEL_WORDS = {
     "allocates": r"\bnew\b|\b(malloc|calloc|realloc|posix_memalign|strdup|"
                  r"aligned_alloc|AllocateAligned|make_unique|make_shared)\b|"
@@ -251,7 +252,7 @@ class Tidy:
                     self.report(name, line, "library", f"{path} belongs to "
                                     f"{', '.join(sorted(folders))}")
         if folder == "kernels" and not is_test(name) and not re.search(
-                r"/reference\.(h|cpp)$", name):
+                r"/(reference|measure)\.(h|cpp)$", name):
             self.check_kernel(name, text)
 
     def check_kernel(self, name, text):

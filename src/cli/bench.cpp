@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 
-// `mlx-flash bench`: measures prefill and decode of a model under a budget.
+// `mlx-flash bench`: measures prefill and decode of a model under a budget, or
+// the kernels alone.
 
 #include <memory>
+#include <string>
 
 #include "base/clock.h"
+#include "cli/bench_kernels.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/options.h"
@@ -22,6 +25,8 @@ struct BenchOptions {
   uint32_t prompt_tokens = 128;
   uint32_t generated_tokens = 32;
   bool json = false;
+  bool kernels_alone = false;  // --kernels without a value
+  std::string only;
 };
 
 // Ids spread over the vocabulary, the same in every run: a step that shares no
@@ -35,6 +40,12 @@ std::vector<int32_t> spread_ids(size_t count, size_t vocab_size) {
 }
 
 Result<int> bench(const BenchOptions& options) {
+  if (options.kernels_alone) {
+    return bench_kernels({.threads = options.engine.config.threads,
+                          .only = options.only,
+                          .json = options.json,
+                          .quiet = options.engine.quiet});
+  }
   FLASH_ASSIGN_OR_RETURN(Config config, options.engine.resolve_config());
   if (config.context == 0) {
     config.context = options.prompt_tokens + options.generated_tokens;
@@ -94,6 +105,34 @@ CommandFn add_bench(CLI::App& app) {
       "--prompt-tokens", o.prompt_tokens, "Length of the prompt (default 128)");
   count("--max-tokens,-n", o.generated_tokens, "Tokens decoded (default 32)");
   app.add_flag("--json", o.json, "One JSON object on stdout")->group("Output");
+  // As every command has it, and alone: the kernels without a model.
+  CLI::Option* kernels = app.get_option("--kernels");
+  const std::string help = kernels->get_description();
+  const std::string group = kernels->get_group();
+  app.remove_option(kernels);
+  add_value(app,
+            "--kernels",
+            "[auto|fast|stock]",
+            "Alone: measures the kernels beside memory and arithmetic, without "
+            "a model. " +
+                help,
+            [&o](const std::string& text) {
+              o.kernels_alone = text.empty();
+              return o.kernels_alone
+                         ? Status()
+                         : assign(parse_kernels(text), o.engine.config.kernels);
+            })
+      ->expected(0, 1)
+      ->group(group);
+  add_value(app,
+            "--only",
+            "TEXT",
+            "With --kernels alone: weight formats with TEXT in their name",
+            [&o](const std::string& text) {
+              o.only = text;
+              return Status();
+            })
+      ->group("Measurement");
   return [options] { return bench(*options); };
 }
 

@@ -40,6 +40,21 @@ constexpr int code_zero(const WeightFormat& format) {
   }
 }
 
+// Has an offset for each group besides the scale.
+constexpr bool code_offset(const WeightFormat& format) {
+  switch (format.kind) {
+    case WeightKind::kAffine:
+    case WeightKind::kQ4_1:
+    case WeightKind::kQ5_1:
+    case WeightKind::kQ2_K:
+    case WeightKind::kQ4_K:
+    case WeightKind::kQ5_K:
+      return true;
+    default:
+      return false;
+  }
+}
+
 // Values that share a scale: less than a block in K-quants.
 constexpr size_t scale_group(const WeightFormat& format) {
   switch (format.kind) {

@@ -13,6 +13,7 @@
 #define HWY_TARGET_INCLUDE "kernels/fixed_gemm.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/prefetch.h"
 #include "kernels/row_kernels.h"
 #if !FLASH_KERNEL_STUB
 #include "kernels/visit_codes-inl.h"
@@ -196,10 +197,12 @@ void fill_panel(const WeightRows& w,
                 FixedScratch* scratch) {
   const size_t group = scale_group(w.format);
   const size_t groups = w.cols / group;
+  const RowPrefetch prefetch(w, kChunkGroups * group, kPanelRows);
   for (size_t v = 0; v < kVectors; ++v) {
     for (size_t i = 0; i < kN; ++i) {
       const Codes row(w, std::min(r + v * kN + i, row_end - 1));
       for (size_t g = g_begin; g < g_end; g += kChunkGroups) {
+        prefetch.step(r + v * kN + i, g / kChunkGroups);
         unpack_chunk(row,
                      g / kChunkGroups,
                      std::min(kChunkGroups, groups - g),
@@ -334,7 +337,7 @@ void multiply_tile(const FixedScratch& panel,
                                        x,
                                        t,
                                        g,
-                                       acc + g % kChunkGroups * kPanelRows);
+                                       acc + g % x.chains * kPanelRows);
   }
 }
 

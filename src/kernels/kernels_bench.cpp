@@ -7,8 +7,9 @@
 //   weight attend/<dtype>/<keys>       one query row of 32 heads, 8 KV heads of
 //   128
 // Ends with a hash of the results, equal on every machine. --smoke runs tiny
-// sizes once, for the test suite; --mib=N takes N MiB of weights instead of 256
-// (1: within the caches).
+// sizes once, for the test suite; --target=AVX2 (AVX3, AVX3_DL, NEON) takes
+// that instruction set rather than the best one; --mib=N takes N MiB of weights
+// instead of 256 (1: within the caches).
 
 #include <benchmark/benchmark.h>
 
@@ -17,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -289,10 +291,19 @@ int run(int argc, char** argv) {
   bool smoke = false;
   Sizes sizes = kFull;
   std::vector<char*> rest;
+  std::optional<ForcedTarget> forced;
   for (int i = 0; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--smoke") {
       smoke = true;
       sizes = kSmoke;
+    } else if (std::strncmp(argv[i], "--target=", 9) == 0) {
+      for (int64_t target : runnable_targets()) {
+        if (target_label(target) == argv[i] + 9) forced.emplace(target);
+      }
+      if (!forced) {
+        std::fprintf(stderr, "%s is not to be had here\n", argv[i] + 9);
+        return 2;
+      }
     } else if (std::strncmp(argv[i], "--mib=", 6) == 0) {
       sizes.bytes = std::strtoull(argv[i] + 6, nullptr, 10) << 20;
     } else {

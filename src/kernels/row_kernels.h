@@ -23,6 +23,9 @@ struct FixedRows {
   FixedLayout layout;
   const std::byte* rows;
   size_t tokens;
+  // Sums over groups go to chain g % chains. Anything but eight is for
+  // measuring what the canonical order costs.
+  size_t chains = kChunkGroups;
 };
 
 // Float formats, one row of x: y[r] = dot(x, W[r]).

@@ -336,6 +336,26 @@ class Plan(Case):
                          r"fits +no")
 
 
+class BenchKernels(Case):
+    def test_json_has_the_documented_keys(self):
+        measured = self.succeed_json("bench", "--kernels", "--only", "mxfp8")
+        self.assertGreater(measured["dram_read_gb_s"], 0)
+        self.assertGreater(measured["fma_gflops"], 0)
+        self.assertEqual([k["t"] for k in measured["kernels"]],
+                         [1, 2, 4, 8, 16, 64, 512])
+        for kernel in measured["kernels"]:
+            self.assertEqual(list(kernel), [
+                "format", "rows", "cols", "t", "gb_s", "dram_share", "gflops",
+                "mix_share"])
+            self.assertEqual(kernel["format"], "mxfp8")
+            self.assertGreater(kernel["gflops"], 0)
+
+    def test_a_slip_is_named(self):
+        self.fail_with(2, "bench", "--kernels", "--only", "Q9",
+                       says=["--only", "Q9"])
+        self.fail_with(2, "bench", "--kernels", "swift", says=["swift"])
+
+
 class Inspect(Case):
     def test_tensors_and_totals_agree_with_the_files(self):
         report = self.succeed_json("inspect", "-m", self.model)
