@@ -110,6 +110,7 @@ bool is_later_command(std::string_view word) {
 // Flags that stand alone; every other option takes the next word.
 bool takes_value(std::string_view flag) {
   constexpr std::string_view kAlone[] = {"--json",
+                                         "--warm-up",
                                          "--stats",
                                          "--quiet",
                                          "-q",

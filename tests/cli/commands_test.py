@@ -336,6 +336,18 @@ class Plan(Case):
                          r"fits +no")
 
 
+class Bench(Case):
+    def test_warmed_up_it_reads_what_fits_before_it_measures(self):
+        def measure(*flags):
+            return self.succeed_json("bench", "-m", self.model,
+                                     "--ram", "200MB", "--prompt-tokens", "16",
+                                     "-n", "4", "--json", *flags)
+        cold, warm = measure(), measure("--warm-up")
+        self.assertGreater(cold["prefill_bytes_read"], 0)
+        self.assertEqual(warm["prefill_bytes_read"], 0)
+        self.assertEqual(warm["tokens"], cold["tokens"])
+
+
 class BenchKernels(Case):
     def test_json_has_the_documented_keys(self):
         measured = self.succeed_json("bench", "--kernels", "--only", "mxfp8")
