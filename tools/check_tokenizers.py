@@ -4,18 +4,24 @@
 
     check_tokenizers.py [--flash BIN] [--texts FILE]... [--random N] FOLDER...
     check_tokenizers.py [--flash BIN] --steps
+    check_tokenizers.py [--flash BIN] --pairs FILE.inp MODEL
 
 `--steps` makes a tokenizer of each single normalizer and pre-tokenizer instead
 and gives it every character: which Unicode version each follows shows there.
 
-FOLDER has a tokenizer.json (GPT-2's to Gemma's: too large for testdata/). Each
+`--pairs` compares with the ids that llama.cpp keeps beside its vocabularies
+(models/ggml-vocab-*.gguf.inp and .out).
+
+FOLDER has a tokenizer.json (GPT-2's to Gemma's: too large for testdata/), or a
+tokenizer.model, which is compared with the library sentencepiece instead. Each
 text file is encoded whole and line by line; so are the awkward strings of
 record_tokenizer_goldens.py, N random ones, and a few of every Unicode block.
 Compared are ids with and without special tokens, and the text of the ids.
 Prints a line for each folder and the first texts that differ; exit code 1 if
 any does.
 
-Needs the PyPI package `tokenizers` (0.23 was used).
+Needs the PyPI packages `tokenizers` (0.23 was used) and, for tokenizer.model,
+`sentencepiece` (0.2.3).
 """
 
 import argparse
@@ -68,16 +74,47 @@ def run(flash, folder, inputs, *flags):
     return outputs
 
 
-def check(flash, folder, texts):
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoded = run(flash, folder, texts, "--no-special")
-    with_special = run(flash, folder, texts)
-    want = [
+def ask_tokenizers(path, texts):
+    """Ids, ids with special tokens, and the texts of the former."""
+    tokenizer = Tokenizer.from_file(str(path))
+    ids = [
         e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)
     ]
-    want_special = [e.ids for e in tokenizer.encode_batch(texts)]
+    with_special = [e.ids for e in tokenizer.encode_batch(texts)]
+    return ids, with_special, tokenizer.decode_batch(ids, False)
+
+
+def ask_sentencepiece(model, texts):
+    ids = model.encode(texts)
+    with_special = [[model.bos_id()] + i for i in ids]
+    return ids, with_special, [model.decode(i) for i in ids]
+
+
+def without_special_pieces(model, texts):
+    """The library takes "<s>" in a text for three letters; we and Hugging
+    Face take it for the token."""
+    special = [
+        model.id_to_piece(i)
+        for i in range(model.get_piece_size())
+        if model.is_control(i) or model.is_unknown(i)
+    ]
+    return [t for t in texts if not any(s in t for s in special)]
+
+
+def check(flash, folder, texts):
+    if (folder / "tokenizer.json").exists():
+        answers = ask_tokenizers(folder / "tokenizer.json", texts)
+    else:
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor()
+        model.load(str(folder / "tokenizer.model"))
+        texts = without_special_pieces(model, texts)
+        answers = ask_sentencepiece(model, texts)
+    want, want_special, want_decoded = answers
+    encoded = run(flash, folder, texts, "--no-special")
+    with_special = run(flash, folder, texts)
     decoded = run(flash, folder, want, "--decode")
-    want_decoded = tokenizer.decode_batch(want, skip_special_tokens=False)
     wrong = []
     for i, text in enumerate(texts):
         for name, a, b in [
@@ -95,6 +132,18 @@ def check(flash, folder, texts):
             min(len(a), len(b)),
         )
         print(f"    at {at}: {a[at : at + 8]!r}, not {b[at : at + 8]!r}")
+    return len(wrong)
+
+
+def check_pairs(flash, model, path):
+    texts = path.read_text(encoding="utf8").split("\n__ggml_vocab_test__\n")
+    lines = path.with_suffix(".out").read_text().split("\n")
+    want = [[int(i) for i in line.split()] for line in lines[: len(texts)]]
+    got = run(flash, model, texts, "--no-special")
+    wrong = [i for i in range(len(texts)) if got[i] != want[i]]
+    print(f"{path.name}: {len(texts)} texts, {len(wrong)} differences")
+    for i in wrong[:SHOWN_MAX]:
+        print(f"  {texts[i]!r}: {got[i]!r}, not {want[i]!r}")
     return len(wrong)
 
 
@@ -159,10 +208,14 @@ def main():
     parser.add_argument("--random", type=int, default=5000)
     parser.add_argument("--characters", action="store_true")
     parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--pairs", type=Path)
     parser.add_argument("folders", nargs="*", type=Path)
     arguments = parser.parse_args()
     if arguments.steps:
         return check_steps(arguments.flash) != 0
+    if arguments.pairs:
+        (model,) = arguments.folders
+        return check_pairs(arguments.flash, model, arguments.pairs) != 0
     texts = read_texts(arguments)
     return sum(
         [check(arguments.flash, f, texts) for f in arguments.folders]

@@ -13,6 +13,7 @@ from program import Case, TIMEOUT_S, main
 
 TEMPLATE = ("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
             "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}")
+VOCABULARIES = Path(__file__).parents[2] / "testdata/tokenizers/ggml-vocab"
 MESSAGES = [{"role": "user", "content": "Grüße\n"}]
 
 
@@ -58,6 +59,19 @@ class Tokenize(Case):
         bare = json.loads(
             self.tokenize("--json", "--no-special", "--text", "Once"))["ids"]
         self.assertEqual(ids, [1] + bare)
+
+    def test_llama_cpps_own_pairs_for_a_whole_gguf_vocabulary(self):
+        vocabulary = VOCABULARIES / "ggml-vocab-gpt-2.gguf"
+        texts = Path(f"{vocabulary}.inp").read_text(encoding="utf8").split(
+            "\n__ggml_vocab_test__\n")
+        lines = Path(f"{vocabulary}.out").read_text(encoding="utf8").split("\n")
+        self.assertEqual(len(texts), 47)
+        out = self.succeed("tokenize", "-m", vocabulary, "--jsonl",
+                           "--no-special",
+                           stdin="".join(json.dumps(t) + "\n" for t in texts))
+        for text, line, got in zip(texts, lines, out.splitlines()):
+            self.assertEqual(json.loads(got), [int(i) for i in line.split()],
+                             text)
 
     def test_empty_text_is_text(self):
         bare = json.loads(self.tokenize("--json", "--no-special", "--text", ""))
