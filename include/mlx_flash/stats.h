@@ -19,8 +19,10 @@ struct PlanSummary {
   uint64_t streamed_bytes = 0;  // M - R: read for every token
   uint64_t ring_bytes = 0;
   uint64_t kv_bytes = 0;
-  uint64_t kv_bytes_max = 0;  // at the full context
-  uint64_t activation_bytes = 0;
+  uint64_t kv_bytes_max = 0;      // at the full context
+  uint64_t activation_bytes = 0;  // while decoding
+  // More while a prompt is read, lent by what is kept in memory.
+  uint64_t prefill_activation_bytes = 0;
   uint64_t runtime_bytes = 0;  // code, tokenizer, libraries, small tensors
   uint64_t predicted_peak_bytes = 0;
   double predicted_decode_tok_s = 0;  // 0: disk speed unknown

@@ -23,6 +23,9 @@ struct ProcessMemory {
 };
 Result<ProcessMemory> process_memory();
 
+// Gives memory that was freed back to the system where the allocator keeps it.
+void return_free_memory();
+
 struct MachineMemory {
   uint64_t total_bytes = 0;
   uint64_t available_bytes = 0;  // without swapping, page cache given back

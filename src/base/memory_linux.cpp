@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include <algorithm>
 
@@ -30,6 +31,12 @@ Result<ProcessMemory> process_memory() {
   if (!now || !peak) return io_error(fmt::format("{}: no VmRSS", kPath));
   // The kernel sums per-thread counters lazily: the two may cross.
   return ProcessMemory{*now, std::max(*now, *peak)};
+}
+
+void return_free_memory() {
+#ifdef __GLIBC__
+  ::malloc_trim(0);
+#endif
 }
 
 Result<MachineMemory> machine_memory() {

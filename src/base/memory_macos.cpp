@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <libproc.h>
 #include <mach/mach.h>
+#include <malloc/malloc.h>
 #include <sys/resource.h>
 #include <sys/sysctl.h>
 #include <unistd.h>
@@ -21,6 +22,10 @@ Result<ProcessMemory> process_memory() {
     return io_error("task_info failed");
   }
   return ProcessMemory{info.resident_size, info.resident_size_max};
+}
+
+void return_free_memory() {
+  ::malloc_zone_pressure_relief(nullptr, 0);
 }
 
 Result<MachineMemory> machine_memory() {

@@ -164,6 +164,7 @@ Json plan_json(const PlanSummary& plan) {
       {"kv_bytes_max", plan.kv_bytes_max},
       {"context", plan.context},
       {"prefill_rows", plan.prefill_rows},
+      {"prefill_activation_bytes", plan.prefill_activation_bytes},
       {"ring_slots", plan.ring_slots},
       {"tile_bytes", plan.tile_bytes},
   };
@@ -190,8 +191,9 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
   table.row("KV cache",
             fmt::format("{} ({} tokens)", bytes(plan.kv_bytes), plan.context));
   table.row("activations",
-            fmt::format("{} (prompts in pieces of {})",
+            fmt::format("{}, {} more for prompts (in pieces of {})",
                         bytes(plan.activation_bytes),
+                        bytes(plan.prefill_activation_bytes),
                         plan.prefill_rows));
   table.row("program and libraries", bytes(plan.runtime_bytes));
   table.row("predicted peak", bytes(plan.predicted_peak_bytes));

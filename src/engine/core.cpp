@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/size.h"
 #include "kernels/matmul.h"
 
@@ -77,18 +78,22 @@ Status Core::check(std::span<const BatchRow> batch) const {
   return Status();
 }
 
-// Takes memory from the pinned tiles until the arena has `bytes` free.
-Status Core::make_room(uint64_t bytes) {
+Status Core::no_room() const {
+  return exhausted(
+      fmt::format("the budget of {} has no room for more context; raise --ram",
+                  format_size(plan_.ram_bytes)));
+}
+
+// Takes memory from the pinned tiles until the arena has `bytes` free, and then
+// up to `ahead` more for the next time: each move re-plans all tiles.
+Status Core::make_room(uint64_t bytes, uint64_t ahead) {
   const uint64_t free = arena_->free_bytes();
   if (free >= bytes) return Status();
   const uint64_t missing = bytes - free;
   if (missing > pin_bytes_) {
-    return exhausted(fmt::format(
-        "the budget of {} has no room for more context; raise --ram",
-        format_size(plan_.ram_bytes)));
+    return no_room();
   }
-  // One move for several pages to come: each move re-plans all tiles.
-  const uint64_t step = std::min(pin_bytes_, missing + bytes);
+  const uint64_t step = std::min(pin_bytes_, missing + ahead);
   pin_bytes_ -= step;
   return tiles_->set_pins(
       choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
@@ -100,7 +105,8 @@ Status Core::ensure_kv(std::span<const BatchRow> batch) {
     KvCache& kv = *row.session->kv_;
     if (row.position < kv.capacity()) continue;
     if (kv_pool_->pages_free() == 0) {
-      FLASH_RETURN_IF_ERROR(make_room(kv_pool_->page_stride()));
+      const uint64_t page = kv_pool_->page_stride();
+      FLASH_RETURN_IF_ERROR(make_room(page, page));
     }
     FLASH_RETURN_IF_ERROR(kv.ensure(row.position + 1));
   }
@@ -114,10 +120,75 @@ Status Core::ensure_stock_kv(std::span<const BatchRow> batch) {
   const uint64_t needed = tokens * costs_.kv_bytes_per_token;
   if (needed <= stock_kv_bytes_) return Status();
   const uint64_t grow = needed - stock_kv_bytes_;
-  FLASH_RETURN_IF_ERROR(make_room(grow));
+  FLASH_RETURN_IF_ERROR(make_room(grow, grow));
   arena_->set_budget(arena_->budget_bytes() - grow);
   stock_kv_bytes_ = needed;
   return Status();
+}
+
+void Core::reserve_scratch(size_t rows) {
+  context_.reserve_scratch(model_->scratch_floats(rows),
+                           model_->prepared_bytes(rows),
+                           pool_->threads(),
+                           kernels::matmul_scratch_bytes());
+  scratch_rows_ = rows;
+}
+
+// What a forward needs beyond one token's is lent by the pinned tiles: they are
+// read again, once, where a share set aside for prompts would be read for every
+// token.
+Status Core::ensure_activations(std::span<const BatchRow> batch) {
+  if (stock()) return Status();
+  const auto wanted = static_cast<uint64_t>(
+      std::count_if(batch.begin(), batch.end(), [](const BatchRow& r) {
+        return r.want_logits;
+      }));
+  const uint64_t logits = std::min<uint64_t>(wanted, plan_.logit_rows);
+  const auto beyond = [](uint64_t rows) {
+    return rows > kDecodeRows ? rows - kDecodeRows : 0;
+  };
+  const uint64_t needed =
+      beyond(batch.size()) * costs_.activation_bytes_per_row +
+      beyond(logits) * costs_.activation_bytes_per_logit_row;
+  if (needed == 0) return return_activations();
+  if (needed > lent_bytes_) {
+    const uint64_t more = needed - lent_bytes_;
+    const uint64_t budget = arena_->budget_bytes();
+    if (budget < in_use() + more) return no_room();
+    FLASH_RETURN_IF_ERROR(share_out(budget - more));
+    lent_bytes_ = needed;
+  }
+  if (batch.size() > scratch_rows_) reserve_scratch(batch.size());
+  return Status();
+}
+
+Status Core::return_activations() {
+  if (lent_bytes_ == 0) return Status();
+  reserve_scratch(kDecodeRows);
+  return_free_memory();  // before pins grow into it
+  const uint64_t budget = arena_->budget_bytes() + lent_bytes_;
+  lent_bytes_ = 0;
+  return share_out(budget);
+}
+
+// Ring and KV: what the arena cannot give back at once.
+uint64_t Core::in_use() const {
+  const uint64_t kv =
+      kv_pool_ ? kv_pool_->pages_committed() * kv_pool_->page_stride() : 0;
+  return plan_.ring_bytes + kv;
+}
+
+// A new budget for the arena: pins get what ring and KV leave, the KV that the
+// plan sets aside included.
+Status Core::share_out(uint64_t budget) {
+  const uint64_t others =
+      std::max(in_use(), plan_.ring_bytes + (stock() ? 0 : plan_.kv_bytes));
+  pin_bytes_ = budget > others ? budget - others : 0;
+  arena_->set_budget(std::max(budget, arena_->budget_bytes()));
+  const Status moved = tiles_->set_pins(
+      choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
+  arena_->set_budget(budget);
+  return moved;
 }
 
 Status Core::forward(std::span<const BatchRow> batch,
@@ -126,7 +197,8 @@ Status Core::forward(std::span<const BatchRow> batch,
   if (batch.empty()) return Status();
   FLASH_RETURN_IF_ERROR(check(batch));
   const double start = queue_->now();
-  Status status = ensure_kv(batch);
+  Status status = ensure_activations(batch);
+  if (status.ok()) status = ensure_kv(batch);
   if (status.ok()) {
     // MLX reports its own failures by exceptions; this is where they end.
     try {

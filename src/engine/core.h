@@ -132,7 +132,13 @@ class Core {
   Status check(std::span<const BatchRow> batch) const;
   Status ensure_kv(std::span<const BatchRow> batch);
   Status ensure_stock_kv(std::span<const BatchRow> batch);
-  Status make_room(uint64_t bytes);
+  Status ensure_activations(std::span<const BatchRow> batch);
+  Status return_activations();
+  void reserve_scratch(size_t rows);
+  Status make_room(uint64_t bytes, uint64_t ahead);
+  Status share_out(uint64_t budget);
+  uint64_t in_use() const;
+  Status no_room() const;
   Status run(std::span<const BatchRow> batch,
              const RowFn& row,
              bool normalised);
@@ -160,6 +166,8 @@ class Core {
   std::unique_ptr<Schedule> schedule_;
   Plan plan_;
   uint64_t pin_bytes_ = 0;       // the share of pins now; KV takes from it
+  size_t scratch_rows_ = 0;      // a forward may have now
+  uint64_t lent_bytes_ = 0;      // of pins, to the activations of a prompt
   uint64_t stock_kv_bytes_ = 0;  // set aside for caches in MLX's memory
   // In the order of construction; destroyed backwards.
   std::unique_ptr<Arena> arena_;

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/cpu.h"
 #include "base/memory.h"
@@ -79,6 +80,7 @@ PlanSummary summarise(const Plan& plan,
           .kv_bytes = plan.kv_bytes,
           .kv_bytes_max = plan.kv_bytes_max,
           .activation_bytes = plan.activation_bytes,
+          .prefill_activation_bytes = plan.prefill_activation_bytes,
           .runtime_bytes = plan.runtime_bytes,
           .predicted_peak_bytes = plan.predicted_peak_bytes,
           .predicted_decode_tok_s = plan.predicted_decode_tok_s,
@@ -256,11 +258,12 @@ Status Core::start(const Hooks& hooks) {
                         *queue_));
   context_.tiles = tiles_.get();
   context_.rows = rows_.get();
-  context_.reserve_scratch(
-      stock() ? 1 : model_->scratch_floats(plan_.prefill_rows),
-      stock() ? 1 : model_->prepared_bytes(plan_.prefill_rows),
-      pool_->threads(),
-      kernels::matmul_scratch_bytes());
+  if (stock()) {
+    context_.reserve_scratch(
+        1, 1, pool_->threads(), kernels::matmul_scratch_bytes());
+  } else {
+    reserve_scratch(kDecodeRows);
+  }
   return Status();
 }
 
@@ -286,47 +289,24 @@ uint64_t Core::arena_budget(uint64_t ram_bytes) const {
 }
 
 Status Core::set_ram(uint64_t ram_bytes) {
+  FLASH_RETURN_IF_ERROR(return_activations());
   Limits changed = limits(ram_bytes, runtime_bytes_);
   changed.context = plan_.context;
-  changed.prefill_rows = plan_.prefill_rows;
+  changed.ring_slots = plan_.ring_slots;
   FLASH_ASSIGN_OR_RETURN(Plan plan,
                          ::mlx_flash::make_plan(*schedule_, costs_, changed));
-  // Ring and activations stay as they are; pins and KV share the rest.
-  const uint64_t kv =
-      kv_pool_ ? kv_pool_->pages_committed() * kv_pool_->page_stride() : 0;
+  const Plan before = std::exchange(plan_, std::move(plan));
   const uint64_t arena_bytes = arena_budget(ram_bytes);
-  const uint64_t kept = plan_.ring_bytes + kv;
-  if (kept > arena_bytes) {
+  if (in_use() > arena_bytes) {
+    const uint64_t missing = in_use() - arena_bytes;
+    plan_ = before;
     return invalid_input(fmt::format(
         "{} is too little for what is in use ({} more); /reset frees the "
         "context",
         format_size(ram_bytes),
-        format_size(kept - arena_bytes)));
+        format_size(missing)));
   }
-  const uint64_t kv_share = stock() ? 0 : std::max(kv, plan.kv_bytes);
-  const uint64_t shares = plan_.ring_bytes + kv_share;
-  const uint64_t pins = arena_bytes > shares ? arena_bytes - shares : 0;
-  if (arena_bytes > arena_->budget_bytes()) arena_->set_budget(arena_bytes);
-  const std::vector<bool> chosen =
-      choose_pins(*schedule_, pins, arena_->page_bytes());
-  FLASH_RETURN_IF_ERROR(tiles_->set_pins(chosen));
-  arena_->set_budget(arena_bytes);
-  pin_bytes_ = pins;
-  plan.ring_bytes = plan_.ring_bytes;
-  plan.ring_slots = plan_.ring_slots;
-  plan.slot_bytes = plan_.slot_bytes;
-  plan.activation_bytes = plan_.activation_bytes;
-  plan.prefill_rows = plan_.prefill_rows;
-  plan.logit_rows = plan_.logit_rows;
-  plan.context = plan_.context;
-  plan.pinned_bytes = 0;
-  for (const TileId tile : schedule_->order()) {
-    if (chosen[tile]) plan.pinned_bytes += schedule_->tiles()[tile].bytes;
-  }
-  plan.streamed_bytes = plan.pass_bytes - plan.pinned_bytes;
-  plan.pinned = chosen;
-  plan_ = std::move(plan);
-  return Status();
+  return share_out(arena_bytes);
 }
 
 }  // namespace mlx_flash

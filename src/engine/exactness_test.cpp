@@ -393,6 +393,37 @@ TEST_F(Faults, AShortReadIsReportedNeverUsed) {
       << out.status.message();
 }
 
+// A prompt's activations are lent by pinned tiles, which come back after it.
+TEST_F(Exactness, APromptBorrowsFromPinsAndGivesBack) {
+  Config config = this->config(models()[0], "borrow");
+  const auto reference = open(config);
+  ASSERT_NE(reference, nullptr);
+  const RunOutput expected = run(*reference, kPrompt);
+  config.ram_bytes = ram_min(config) + reference->summary().pass_bytes / 3;
+  const auto core = open(config);
+  ASSERT_NE(core, nullptr);
+  ASSERT_GT(core->plan().prefill_activation_bytes, 0u);
+  SessionState session(*core);
+  const auto streamed = [&](uint32_t rows, bool logits) {
+    session.truncate(0);
+    std::vector<BatchRow> batch;
+    for (uint32_t i = 0; i < rows; ++i) {
+      batch.push_back({&session, i, i + 1, logits});
+    }
+    const uint64_t before = core->counters().tiles_streamed;
+    EXPECT_TRUE(core->forward(batch, {}).ok());
+    return core->counters().tiles_streamed - before;
+  };
+  streamed(1, false);  // reads the pinned tiles
+  const uint64_t one = streamed(1, false);
+  const uint64_t prompt = streamed(kPrompt, false);
+  EXPECT_GT(prompt, one);
+  streamed(1, false);  // reads again what was lent
+  EXPECT_LE(streamed(1, false), one);
+  EXPECT_TRUE(same_bits(expected.logits, run(*core, kPrompt).logits));
+  EXPECT_TRUE(same_bits(expected.logits, run(*core, 1).logits));
+}
+
 TEST_F(Exactness, AChangedBudgetChangesNoBit) {
   Config config = this->config(models()[0], "ram");
   const auto reference = open(config);

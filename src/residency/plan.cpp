@@ -19,7 +19,7 @@ constexpr uint32_t kRingSlotsMin = 2;
 constexpr uint32_t kRingSlotsMax = 10;
 constexpr uint64_t kContextMin = 256;  // tokens, when the user did not say
 constexpr uint64_t kContextStart = 1024;
-constexpr uint64_t kPrefillRowsMax = 512;
+constexpr uint64_t kPrefillRowsMax = 2048;
 constexpr uint64_t kLogitRowsMax = 16;
 
 // Shapes and flags come from outside: sums stop at the largest number, which
@@ -97,6 +97,7 @@ uint64_t context_max(const Costs& costs) {
 Draft smallest(const Costs& costs) {
   Draft d;
   d.rows = std::max<uint64_t>(1, costs.limits.prefill_rows);
+  if (costs.limits.ring_slots > 0) d.slots = costs.limits.ring_slots;
   d.kv_tokens = costs.limits.context > 0
                     ? costs.limits.context
                     : std::min(kContextMin, context_max(costs));
@@ -151,9 +152,10 @@ void grow(
 
 void choose_sizes(const Costs& costs, Draft& d) {
   if (costs.limits.prefill_rows == 0) {
-    grow(costs, d, &Draft::rows, kPrefillRowsMax, 8);
+    grow(costs, d, &Draft::rows, kPrefillRowsMax, 4);
   }
   grow(costs, d, &Draft::logit_rows, std::min(kLogitRowsMax, d.rows), 16);
+  if (costs.limits.ring_slots > 0) return;
   // With all weights in memory a ring would stand idle.
   Draft all = d;
   for (const Tile& tile : costs.schedule.tiles()) {
@@ -264,18 +266,23 @@ Result<Plan> make_plan(const Schedule& schedule,
   plan.slot_bytes = costs.slot();
   plan.ring_slots = d.slots;
   plan.ring_bytes = d.slots * plan.slot_bytes;
-  plan.activation_bytes = costs.activation(d);
+  Draft decode = d;
+  decode.rows = decode.logit_rows = kDecodeRows;
+  plan.activation_bytes = costs.activation(decode);
+  plan.prefill_activation_bytes = costs.activation(d) - plan.activation_bytes;
   plan.small_tensor_bytes = model.small_tensor_bytes;
   plan.runtime_bytes = limits.runtime_bytes;
   plan.prefill_rows =
       static_cast<uint32_t>(std::min<uint64_t>(d.rows, UINT32_MAX));
   plan.logit_rows = static_cast<uint32_t>(d.logit_rows);
-  fill_pins(costs, d, plan);
+  fill_pins(costs, decode, plan);
   plan.streamed_bytes = plan.pass_bytes - plan.pinned_bytes;
-  d.pin_bytes = plan.pinned_slot_bytes;
-  plan.page_table_bytes = page_table_bytes(costs.arena(d), limits.page_bytes);
-  plan.predicted_peak_bytes = costs.total(d);
-  FLASH_CHECK(costs.fits(d));
+  decode.pin_bytes = plan.pinned_slot_bytes;
+  plan.page_table_bytes =
+      page_table_bytes(costs.arena(decode), limits.page_bytes);
+  FLASH_CHECK(costs.fits(decode));
+  plan.predicted_peak_bytes = std::min(
+      limits.ram_bytes, costs.total(decode) + plan.prefill_activation_bytes);
   plan.disk_bytes_per_s = limits.disk_bytes_per_s;
   plan.predicted_decode_tok_s = decode_rate(plan, limits);
   return plan;

@@ -38,10 +38,14 @@ struct Limits {
   uint64_t runtime_slack_bytes = 0;
   uint64_t context = 0;            // tokens asked for; 0: auto
   uint64_t prefill_rows = 0;       // tokens per pass asked for; 0: auto
+  uint32_t ring_slots = 0;         // a ring there is already; 0: auto
   double disk_bytes_per_s = 0;     // 0: unknown, no prediction
   double compute_bytes_per_s = 0;  // weights per second kernels get through
   uint64_t page_bytes = 4096;      // of memory: what the arena rounds up to
 };
+
+// Rows of a forward whose activations are always set aside: one token's.
+inline constexpr uint64_t kDecodeRows = 1;
 
 struct Plan {
   uint64_t ram_bytes = 0;
@@ -54,9 +58,11 @@ struct Plan {
   uint64_t ring_bytes = 0;
   uint32_t ring_slots = 0;
   uint64_t slot_bytes = 0;
-  uint64_t kv_bytes = 0;      // set aside now
-  uint64_t kv_bytes_max = 0;  // at the full context; pins yield to it
-  uint64_t activation_bytes = 0;
+  uint64_t kv_bytes = 0;          // set aside now
+  uint64_t kv_bytes_max = 0;      // at the full context; pins yield to it
+  uint64_t activation_bytes = 0;  // of kDecodeRows
+  // More for prefill_rows and logit_rows. Pins yield to it while they run.
+  uint64_t prefill_activation_bytes = 0;
   uint64_t small_tensor_bytes = 0;
   uint64_t page_table_bytes = 0;  // the system's, for ring, pins and KV
   uint64_t runtime_bytes = 0;

@@ -64,12 +64,17 @@ void expect_sound(const Schedule& schedule,
       plan.ring_bytes + plan.pinned_slot_bytes + plan.kv_bytes;
   const uint64_t used = plan.runtime_bytes + plan.small_tensor_bytes +
                         plan.activation_bytes + arena + plan.page_table_bytes;
-  EXPECT_EQ(used, plan.predicted_peak_bytes);
+  EXPECT_EQ(plan.predicted_peak_bytes,
+            std::min(limits.ram_bytes, used + plan.prefill_activation_bytes));
   EXPECT_LE(used, limits.ram_bytes);
   EXPECT_GE(plan.page_table_bytes, arena / limits.page_bytes * 8);
   EXPECT_LE(plan.ram_min_bytes, limits.ram_bytes);
-  // When the context is full, pins have yielded, all else stays.
-  EXPECT_LE(used - plan.pinned_slot_bytes - plan.kv_bytes + plan.kv_bytes_max,
+  // When the context is full and a prompt is read, pins have yielded, all else
+  // stays.
+  const uint64_t full = plan.ring_bytes + plan.kv_bytes_max;
+  EXPECT_LE(plan.runtime_bytes + plan.small_tensor_bytes +
+                plan.activation_bytes + plan.prefill_activation_bytes + full +
+                page_table_bytes(full, limits.page_bytes),
             limits.ram_bytes);
   EXPECT_GE(plan.ring_slots, 2u);
   EXPECT_EQ(plan.ring_bytes, plan.ring_slots * plan.slot_bytes);
@@ -170,6 +175,26 @@ TEST(Plan, TheMessageNamesAMinimumThatWorks) {
   EXPECT_FALSE(
       plan_model(matrices, 4096, 0, small_costs(), small_limits(ram - 200'000))
           .ok());
+}
+
+TEST(Plan, PromptsBorrowWhatDecodingKeepsPinned) {
+  const Schedule schedule(small_model(), 256 << 10, 4096);
+  Limits limits = small_limits(64 * kMB);
+  limits.context = 1024;
+  limits.ring_slots = 4;
+  limits.prefill_rows = 1;
+  const auto one = make_plan(schedule, small_costs(), limits);
+  ASSERT_TRUE(one.ok());
+  EXPECT_EQ(one->prefill_activation_bytes, 0u);
+  limits.prefill_rows = 200;
+  const auto many = make_plan(schedule, small_costs(), limits);
+  ASSERT_TRUE(many.ok());
+  EXPECT_GE(many->prefill_activation_bytes,
+            199 * small_costs().activation_bytes_per_row);
+  EXPECT_EQ(many->activation_bytes, one->activation_bytes);
+  // Less KV is set aside at once, so that a long context leaves room.
+  EXPECT_GE(many->pinned_bytes, one->pinned_bytes);
+  EXPECT_EQ(many->ring_slots, 4u);
 }
 
 TEST(Plan, MoreMemoryPinsMore) {
