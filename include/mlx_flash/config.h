@@ -46,6 +46,9 @@ struct Config {
   // Reads under way at once. 0: planned.
   int queue_depth = 0;
 
+  // What the disk gives, bytes per second: only predictions use it. 0: unknown.
+  double disk_bytes_per_s = 0;
+
   // Reads, waits and tiles in use to record for Engine::write_trace(), 40 bytes
   // each, which count in the budget. 0: none.
   uint32_t trace_events = 0;

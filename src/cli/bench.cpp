@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/clock.h"
+#include "cli/bench_disk.h"
 #include "cli/bench_kernels.h"
 #include "cli/commands.h"
 #include "cli/console.h"
@@ -26,6 +27,7 @@ struct BenchOptions {
   uint32_t generated_tokens = 32;
   bool json = false;
   bool warm_up = false;
+  bool disk = false;
   bool kernels_alone = false;  // --kernels without a value
   std::string only;
 };
@@ -65,6 +67,12 @@ Result<int> bench(const BenchOptions& options) {
                           .quiet = options.engine.quiet});
   }
   FLASH_ASSIGN_OR_RETURN(Config config, options.engine.resolve_config());
+  if (options.disk) {
+    return bench_disk({.model = config.model,
+                       .io = config.io,
+                       .json = options.json,
+                       .quiet = options.engine.quiet});
+  }
   if (config.context == 0) {
     config.context = options.prompt_tokens + options.generated_tokens;
   }
@@ -130,6 +138,11 @@ CommandFn add_bench(CLI::App& app) {
                o.warm_up,
                "Answers the prompt once before, so that what the budget keeps "
                "in memory is there")
+      ->group("Measurement");
+  app.add_flag("--disk",
+               o.disk,
+               "Measures the disk under the model instead: request sizes, "
+               "requests under way, latency")
       ->group("Measurement");
   app.add_flag("--json", o.json, "One JSON object on stdout")->group("Output");
   // As every command has it, and alone: the kernels without a model.

@@ -83,8 +83,7 @@ constexpr std::string_view kLaterOptions[] = {"--modelfile",
                                               "--no-learn",
                                               "--disk-limit",
                                               "--no-pipeline",
-                                              "--no-controller",
-                                              "--disk"};
+                                              "--no-controller"};
 
 constexpr const char* kExamples =
     "Examples:\n"
@@ -111,6 +110,7 @@ bool is_later_command(std::string_view word) {
 bool takes_value(std::string_view flag) {
   constexpr std::string_view kAlone[] = {"--json",
                                          "--warm-up",
+                                         "--disk",
                                          "--stats",
                                          "--quiet",
                                          "-q",

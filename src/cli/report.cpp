@@ -203,7 +203,7 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
   }
   if (plan.predicted_decode_tok_s > 0) {
     table.row("predicted speed",
-              fmt::format("{:.1f} tok/s", plan.predicted_decode_tok_s));
+              fmt::format("{:.3g} tok/s", plan.predicted_decode_tok_s));
   }
   table.row("fits", "yes");
   return table.take();

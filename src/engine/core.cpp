@@ -185,7 +185,7 @@ Status Core::share_out(uint64_t budget) {
       std::max(in_use(), plan_.ring_bytes + (stock() ? 0 : plan_.kv_bytes));
   pin_bytes_ = budget > others ? budget - others : 0;
   arena_->set_budget(std::max(budget, arena_->budget_bytes()));
-  const Status moved = tiles_->set_pins(
+  Status moved = tiles_->set_pins(
       choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
   arena_->set_budget(budget);
   return moved;

@@ -186,6 +186,7 @@ Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
   limits.context = config_.context;
   limits.prefill_rows = stock() ? 1 : config_.prefill_rows;
   limits.page_bytes = Arena::system_page_bytes();
+  limits.disk_bytes_per_s = config_.disk_bytes_per_s;
   return limits;
 }
 

@@ -324,6 +324,17 @@ class Plan(Case):
                          plan["pass_bytes"])
         self.assertLessEqual(plan["predicted_peak_bytes"], plan["ram_bytes"])
 
+    def test_the_speed_is_predicted_from_the_disk(self):
+        plan = self.succeed_json("plan", "-m", self.model, "--ram", "100MB")
+        self.assertGreater(plan["disk_bytes_per_s"], 0)
+        smallest = plan["ram_min_bytes"]
+        tight = self.succeed_json("plan", "-m", self.model, "--ram",
+                                  f"{smallest}B")
+        self.assertGreater(tight["streamed_bytes"], 0)
+        self.assertAlmostEqual(
+            tight["predicted_decode_tok_s"] * tight["streamed_bytes"],
+            tight["disk_bytes_per_s"], delta=1)
+
     def test_a_bare_number_is_in_gigabytes(self):
         plan = self.succeed_json("plan", "-m", self.model, "--ram", "0.5")
         self.assertEqual(plan["ram_bytes"], 500000000)
@@ -346,6 +357,35 @@ class Bench(Case):
         self.assertGreater(cold["prefill_bytes_read"], 0)
         self.assertEqual(warm["prefill_bytes_read"], 0)
         self.assertEqual(warm["tokens"], cold["tokens"])
+
+
+class BenchDisk(Case):
+    def test_json_has_the_documented_keys(self):
+        measured = self.succeed_json("bench", "--disk", "-m", self.model)
+        self.assertEqual(list(measured), [
+            "file", "file_bytes", "io", "direct", "disk_bytes_per_s", "loads"])
+        weights = Path(self.model) / "model.safetensors"
+        self.assertEqual(measured["file"], str(weights))
+        self.assertEqual(measured["file_bytes"], weights.stat().st_size)
+        self.assertEqual(len(measured["loads"]), 21)
+        for load in measured["loads"]:
+            self.assertEqual(list(load), [
+                "request_bytes", "depth", "direct", "bytes_per_s",
+                "latency_p50_ms", "latency_p99_ms", "reads"])
+        self.assertEqual(
+            measured["disk_bytes_per_s"],
+            max(load["bytes_per_s"] for load in measured["loads"]
+                if load["direct"]))
+
+    def test_a_table_for_people(self):
+        out = self.succeed("bench", "--disk", "-m", self.model)
+        for word in ("MB/s", "under way", "4096 KiB", "through the page cache"):
+            self.assertIn(word, out)
+
+    def test_a_folder_without_weights_is_named(self):
+        (self.folder / "bare").mkdir()
+        self.fail_with(2, "bench", "--disk", "-m", self.folder / "bare",
+                       says=["bare", "safetensors"])
 
 
 class BenchKernels(Case):
