@@ -87,7 +87,11 @@ def ask_tokenizers(path, texts):
 def ask_sentencepiece(model, texts):
     ids = model.encode(texts)
     with_special = [[model.bos_id()] + i for i in ids]
-    return ids, with_special, [model.decode(i) for i in ids]
+    # The library writes " \u2047 " for what is unknown; we and Hugging Face
+    # write the token.
+    unknown = model.id_to_piece(model.unk_id())
+    texts = [model.decode(i).replace(" \u2047 ", unknown) for i in ids]
+    return ids, with_special, texts
 
 
 def without_special_pieces(model, texts):

@@ -189,9 +189,6 @@ Result<ModelFile> read_model(std::string_view bytes, const std::string& name) {
     return unsupported(name + ": treat_whitespace_as_suffix");
   }
   file.data.bpe = file.model_type == 2;
-  // Hugging Face's conversion and llama.cpp leave the spaces of BPE models as
-  // they are, and so were the models of the field trained.
-  if (file.data.bpe) file.data.rules.remove_extra_whitespaces = false;
   return file;
 }
 

