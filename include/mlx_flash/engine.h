@@ -48,8 +48,8 @@ struct GenerateOptions {
   std::vector<std::string> stop = {};  // stop strings; not part of the text
   bool ignore_eos = false;
 
-  // Called on the engine's thread after each forward of the prompt, with the
-  // tokens fed so far. May be empty.
+  // Called on the engine's thread while the prompt is read, with the tokens fed
+  // so far; those under way count by the layers they have passed. May be empty.
   std::function<void(size_t done, size_t total)> prefill_progress = nullptr;
 };
 

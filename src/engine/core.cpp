@@ -193,7 +193,8 @@ Status Core::share_out(uint64_t budget) {
 
 Status Core::forward(std::span<const BatchRow> batch,
                      const RowFn& row,
-                     bool normalised) {
+                     bool normalised,
+                     const LayerFn& layer) {
   if (batch.empty()) return Status();
   FLASH_RETURN_IF_ERROR(check(batch));
   const double start = queue_->now();
@@ -201,12 +202,14 @@ Status Core::forward(std::span<const BatchRow> batch,
   if (status.ok()) status = ensure_kv(batch);
   if (status.ok()) {
     // MLX reports its own failures by exceptions; this is where they end.
+    context_.layer_done = layer;
     try {
       status = run(batch, row, normalised);
     } catch (const std::exception& error) {
       status = internal_error(fmt::format("MLX: {}", error.what()));
     }
   }
+  context_.layer_done = nullptr;
   if (trace_) {
     trace_->add({.start = start,
                  .end = queue_->now(),

@@ -93,12 +93,15 @@ class Core {
   // prefill_rows() rows. Calls `row` for each that does, in order, with its
   // index in the batch and its logits, valid during the call. With `normalised`
   // they may be log-probabilities, as mlx-lm's samplers see them. On failure no
-  // session has changed its length; their caches are as before.
+  // session has changed its length; their caches are as before. `layer` is
+  // called after each layer of a batch of several rows.
   using RowFn =
       std::function<void(size_t index, std::span<const float> logits)>;
+  using LayerFn = std::function<void(size_t done, size_t total)>;
   Status forward(std::span<const BatchRow> batch,
                  const RowFn& row,
-                 bool normalised = false);
+                 bool normalised = false,
+                 const LayerFn& layer = nullptr);
 
   // Moves to another budget; refused, and nothing changed, if it cannot work.
   Status set_ram(uint64_t ram_bytes);

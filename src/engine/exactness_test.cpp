@@ -424,6 +424,23 @@ TEST_F(Exactness, APromptBorrowsFromPinsAndGivesBack) {
   EXPECT_TRUE(same_bits(expected.logits, run(*core, 1).logits));
 }
 
+TEST_F(Exactness, APromptInOnePassTellsHowFarItIs) {
+  Config config = this->config(models()[0], "progress");
+  const auto core = open(config);
+  ASSERT_NE(core, nullptr);
+  SessionState session(*core);
+  std::vector<BatchRow> batch;
+  for (uint32_t i = 0; i < kPrompt; ++i) batch.push_back({&session, i, i + 1});
+  std::vector<size_t> layers;
+  const auto layer_done = [&](size_t done, size_t total) {
+    layers.push_back(done);
+    EXPECT_EQ(total, core->model().config().windows.size());
+  };
+  ASSERT_TRUE(core->forward(batch, {}, false, layer_done).ok());
+  ASSERT_EQ(layers.size(), core->model().config().windows.size());
+  for (size_t i = 0; i < layers.size(); ++i) EXPECT_EQ(layers[i], i + 1);
+}
+
 TEST_F(Exactness, AChangedBudgetChangesNoBit) {
   Config config = this->config(models()[0], "ram");
   const auto reference = open(config);

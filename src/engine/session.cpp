@@ -92,12 +92,20 @@ Status Session::Impl::feed(
     for (size_t at = 0; at < n;) {
       const size_t rows = std::min(n - at, core.prefill_rows());
       const auto piece = std::span(batch).subspan(at, rows);
+      Core::LayerFn layer_done;
+      if (progress) {
+        layer_done = [&](size_t layer, size_t layers) {
+          if (layer < layers)
+            progress(done + rows * layer / layers, all.size());
+        };
+      }
       FLASH_RETURN_IF_ERROR(core.forward(
           piece,
           [&](size_t i, std::span<const float> logits) {
             row(piece[i].position, logits);
           },
-          normalised));
+          normalised,
+          layer_done));
       at += rows;
       done += rows;
       while (tokens.size() < state.length()) {

@@ -209,6 +209,7 @@ std::optional<mx::array> Decoder::forward(nn::Context& context,
   nn::prepare_rope(context, rope_, step);
   const bool whole = !context.stock && step.tokens.size() <= kWholeStepRows;
   mx::array h = nn::embed(context, embedding_, step);
+  size_t done = 0;
   for (const Layer& layer : layers_) {
     const nn::Linear* qkv[] = {&layer.q, &layer.k, &layer.v};
     const mx::array attended =
@@ -222,6 +223,8 @@ std::optional<mx::array> Decoder::forward(nn::Context& context,
     h = nn::linear_add(context, layer.down, inner, h);
     if (!whole) h.eval();
     if (!context.failure.ok()) return std::nullopt;
+    ++done;
+    if (!whole && context.layer_done) context.layer_done(done, layers_.size());
   }
   return h;
 }

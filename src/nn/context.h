@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,10 @@ struct Context {
   // REQUIRES: bytes <= what was reserved.
   std::byte* prepared(size_t bytes);
   std::byte* thread_scratch(int thread, size_t bytes_per_thread);
+
+  // Called after each layer of a forward that runs layer by layer. May be
+  // empty.
+  std::function<void(size_t done, size_t total)> layer_done;
 
   // The first failure of the present forward. Later operations of the same
   // evaluation see it and do nothing; the engine reads and clears it.
