@@ -32,6 +32,11 @@ struct Config {
 
   Kernels kernels = Kernels::kAuto;
   KvType kv_type = KvType::kAuto;
+
+  // Bits of the older part of the KV cache in fast: 8, 4, or 0 for full
+  // precision. The newest 128 tokens are always in full precision.
+  int kv_quant = 0;
+
   IoBackend io = IoBackend::kAuto;
 
   int threads = 0;  // compute threads; 0: one for each core

@@ -30,11 +30,8 @@ constexpr const char* kSamplingGroup = "Sampling";
 constexpr const char* kAdvancedGroup = "Advanced";
 constexpr const char* kOutputGroup = "Output";
 
-Status parse_kv_quant(const std::string& text) {
-  if (text == "0") return {};
-  if (text == "4" || text == "8") {
-    return unsupported("a quantised KV cache is not available yet: use 0");
-  }
+Result<int> parse_kv_quant(const std::string& text) {
+  if (text == "0" || text == "4" || text == "8") return text[0] - '0';
   return invalid_input("'" + text + "' is none of: 0, 4, 8");
 }
 
@@ -89,9 +86,12 @@ void add_advanced_options(CLI::App& app, Config& config) {
       ->group(kAdvancedGroup);
   add_value(app,
             "--kv-quant",
-            "0",
-            "Bits of the older part of the KV cache; 0: full precision",
-            parse_kv_quant)
+            "0|4|8",
+            "Bits of the KV cache beyond the newest 128 tokens, in fast; 0: "
+            "full precision (default)",
+            [&config](const std::string& text) {
+              return assign(parse_kv_quant(text), config.kv_quant);
+            })
       ->group(kAdvancedGroup);
   add_value(app,
             "--io",

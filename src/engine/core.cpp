@@ -30,8 +30,10 @@ bool SessionState::truncate(size_t length) {
 
 bool SessionState::restore() {
   if (kv_) {
-    kv_->truncate(length_);
-    return true;
+    if (kv_->truncate(length_)) return true;
+    // Blocks that are gone cannot come back: the caller computes them again.
+    length_ = 0;
+    return false;
   }
   if (nn::truncate(stock_kv_, static_cast<int>(length_))) return true;
   // A rotated window cannot go back: all is forgotten, the caller replays.
@@ -101,16 +103,29 @@ Status Core::make_room(uint64_t bytes, uint64_t ahead) {
 
 Status Core::ensure_kv(std::span<const BatchRow> batch) {
   if (stock()) return ensure_stock_kv(batch);
+  spans_.clear();
   for (const BatchRow& row : batch) {
-    KvCache& kv = *row.session->kv_;
-    if (row.position < kv.capacity()) continue;
-    if (kv_pool_->pages_free() == 0) {
-      const uint64_t page = kv_pool_->page_stride();
-      FLASH_RETURN_IF_ERROR(make_room(page, page));
+    KvCache* kv = row.session->kv_.get();
+    const auto known = std::find_if(spans_.begin(),
+                                    spans_.end(),
+                                    [&](const auto& s) { return s.kv == kv; });
+    if (known != spans_.end()) {
+      known->end = row.position + 1;
+    } else {
+      spans_.push_back({kv, row.position, row.position + 1});
     }
-    FLASH_RETURN_IF_ERROR(kv.ensure(row.position + 1));
   }
-  return Status();
+  KvCache::Growth growth;
+  for (const nn::KvSpan& span : spans_) {
+    const KvCache::Growth more = span.kv->growth(span.begin, span.end);
+    growth.full += more.full;
+    growth.old += more.old;
+  }
+  const uint64_t bytes = kv_pool_->full().bytes_missing(growth.full) +
+                         kv_pool_->old().bytes_missing(growth.old);
+  if (bytes == 0) return Status();
+  const KvLayout& layout = kv_pool_->layout();
+  return make_room(bytes, layout.layers * layout.full_stride());
 }
 
 // Stock caches live in MLX's memory: the arena's budget shrinks as they grow.
@@ -165,6 +180,7 @@ Status Core::ensure_activations(std::span<const BatchRow> batch) {
 Status Core::return_activations() {
   if (lent_bytes_ == 0) return Status();
   reserve_scratch(kDecodeRows);
+  kv_pool_->trim();
   return_free_memory();  // before pins grow into it
   const uint64_t budget = arena_->budget_bytes() + lent_bytes_;
   lent_bytes_ = 0;
@@ -173,8 +189,7 @@ Status Core::return_activations() {
 
 // Ring and KV: what the arena cannot give back at once.
 uint64_t Core::in_use() const {
-  const uint64_t kv =
-      kv_pool_ ? kv_pool_->pages_committed() * kv_pool_->page_stride() : 0;
+  const uint64_t kv = kv_pool_ ? kv_pool_->committed_bytes() : 0;
   return plan_.ring_bytes + kv;
 }
 
@@ -221,6 +236,7 @@ Status Core::forward(std::span<const BatchRow> batch,
     return status;
   }
   for (const BatchRow& r : batch) r.session->length_ = r.position + 1;
+  for (const nn::KvSpan& span : spans_) span.kv->commit(span.end);
   return Status();
 }
 
@@ -239,6 +255,7 @@ Status Core::run(std::span<const BatchRow> batch,
   nn::Step step;
   step.tokens = tokens;
   step.rows = places;
+  step.caches = spans_;
   if (stock()) step.stock_kv = &batch[0].session->stock_kv_;
 
   context_.failure = Status();

@@ -116,6 +116,7 @@ class Core {
   const models::Decoder& model() const { return *model_; }
   const std::string& model_type() const { return model_type_; }
   bool stock() const { return context_.stock; }
+  int kv_quant() const { return stock() ? 0 : config_.kv_quant; }
   int threads() const { return pool_->threads(); }
   size_t vocab_size() const { return model_->config().vocab_size; }
   // Rows of one forward while a prompt is read.
@@ -175,6 +176,7 @@ class Core {
   // In the order of construction; destroyed backwards.
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<KvPool> kv_pool_;
+  std::vector<nn::KvSpan> spans_;  // of the present forward
   std::unique_ptr<ReadQueue> queue_;
   std::unique_ptr<TileStream> tiles_;
   std::unique_ptr<RowReader> rows_;

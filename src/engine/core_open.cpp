@@ -191,7 +191,7 @@ Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
 }
 
 Status Core::make_plan(const Hooks& hooks) {
-  costs_ = model_->costs(stock(), kv_dtype_);
+  costs_ = model_->costs(stock(), kv_dtype_, kv_quant());
   if (costs_.context_max == 0) {
     costs_.context_max = std::max<uint64_t>(
         kContextUnknown, model_->config().max_position_embeddings);
@@ -226,17 +226,18 @@ Status Core::start(const Hooks& hooks) {
   // Addresses for everything at its largest: homes of all tiles, the ring, KV
   // of as many full sessions as the budget could ever hold.
   const uint64_t system_page = Arena::system_page_bytes();
-  const KvLayout layout = model_->kv_layout(kv_dtype_);
+  const KvLayout layout = model_->kv_layout(kv_dtype_, kv_quant());
   constexpr uint64_t kSessionsMax = 64;
-  const uint64_t pages = (plan_.context / kernels::kKvBlock + 1) * kSessionsMax;
+  const uint64_t blocks =
+      (plan_.context / kernels::kKvBlock + 1) * kSessionsMax * layout.layers;
   const uint64_t addresses =
       TileStream::address_bytes(*schedule_, plan_, system_page) +
-      pages * (layout.page_bytes() + system_page);
+      KvPool::address_bytes(layout, blocks) + 4 * system_page;
   if (stock()) stock_kv_bytes_ = plan_.kv_bytes;
   FLASH_ASSIGN_OR_RETURN(
       arena_, Arena::create(addresses, arena_budget(plan_.ram_bytes)));
   if (!stock()) {
-    FLASH_ASSIGN_OR_RETURN(kv_pool_, KvPool::create(*arena_, layout, pages));
+    FLASH_ASSIGN_OR_RETURN(kv_pool_, KvPool::create(*arena_, layout, blocks));
   }
   pin_bytes_ = plan_.pinned_slot_bytes;
 

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "kernels/kv_quant.h"
 #include "kernels/targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention.cpp"
@@ -22,15 +23,20 @@ namespace HWY_NAMESPACE {
 
 #if FLASH_KERNEL_STUB
 
-void attend(const AttentionShape&,
-            const float*,
-            std::span<const KvBlock>,
-            size_t,
-            size_t,
-            const float*,
-            size_t,
-            size_t,
-            float*) {
+void attend_join(const AttentionShape&,
+                 const float*,
+                 std::span<const KvBlock>,
+                 size_t,
+                 size_t,
+                 size_t,
+                 size_t,
+                 size_t,
+                 AttentionState*,
+                 float*) {
+  FLASH_KERNEL_STUB_CALLED();
+}
+void attend_end(
+    const AttentionShape&, size_t, size_t, const AttentionState*, float*) {
   FLASH_KERNEL_STUB_CALLED();
 }
 void store_kv(const float*, size_t, DType, std::byte*) {
@@ -128,12 +134,6 @@ HWY_INLINE float dot(const float* q, const uint8_t* k, size_t n) {
   return reduce16(acc);
 }
 
-// One head's running softmax. out[d] holds the sum of weights times values.
-struct Online {
-  float maximum;
-  float sum;
-};
-
 // out *= factor, over n values.
 HWY_INLINE void scale_row(float* out, size_t n, float factor) {
   const VF f = hn::Set(DF(), factor);
@@ -188,23 +188,16 @@ HWY_INLINE void add_values(const float* weights,
   }
 }
 
-// Joins positions [begin, end) of one block to a head's running softmax.
-template <class Kv>
-HWY_INLINE void attend_block(const AttentionShape& shape,
-                             const float* q,
-                             const uint8_t* keys,
-                             const uint8_t* values,
-                             size_t begin,
-                             size_t end,
-                             Online* state,
-                             float* out) {
-  const size_t key_stride = shape.kv_heads * shape.head_dim * Kv::kBytes;
-  const size_t value_stride = shape.kv_heads * shape.value_dim * Kv::kBytes;
-  alignas(64) float weights[kKvBlock];
+// Scores of positions [begin, end) become weights relative to the running
+// maximum; sum and out are brought to the new one.
+HWY_INLINE void join_scores(size_t begin,
+                            size_t end,
+                            size_t value_dim,
+                            float* weights,
+                            AttentionState* state,
+                            float* out) {
   float maximum = state->maximum;
   for (size_t j = begin; j < end; ++j) {
-    weights[j] =
-        dot<Kv>(q, keys + j * key_stride, shape.head_dim) * shape.scale;
     if (weights[j] > maximum) maximum = weights[j];
   }
   // Positions outside count for exp(-inf) = +0.
@@ -225,66 +218,245 @@ HWY_INLINE void attend_block(const AttentionShape& shape,
   const float factor = exp_one(state->maximum - maximum);
   state->sum = fma_one(state->sum, factor, reduce16(acc));
   state->maximum = maximum;
-  scale_row(out, shape.value_dim, factor);
+  scale_row(out, value_dim, factor);
+}
+
+// Joins positions [begin, end) of one block to a head's running softmax.
+template <class Kv>
+HWY_INLINE void join_block(const AttentionShape& shape,
+                           const float* q,
+                           const uint8_t* keys,
+                           const uint8_t* values,
+                           size_t begin,
+                           size_t end,
+                           AttentionState* state,
+                           float* out) {
+  const size_t key_stride = shape.kv_heads * shape.head_dim * Kv::kBytes;
+  const size_t value_stride = shape.kv_heads * shape.value_dim * Kv::kBytes;
+  alignas(64) float weights[kKvBlock];
+  for (size_t j = begin; j < end; ++j) {
+    weights[j] =
+        dot<Kv>(q, keys + j * key_stride, shape.head_dim) * shape.scale;
+  }
+  join_scores(begin, end, shape.value_dim, weights, state, out);
   add_values<Kv>(
       weights, values, value_stride, begin, end, shape.value_dim, out);
 }
 
-template <class Kv>
-void attend_heads(const AttentionShape& shape,
-                  const float* q,
-                  std::span<const KvBlock> blocks,
-                  size_t first_key,
-                  size_t position,
-                  const float* sinks,
-                  size_t head_begin,
-                  size_t head_end,
-                  float* out) {
-  const size_t group = shape.heads / shape.kv_heads;
-  for (size_t h = head_begin; h < head_end; ++h) {
-    const size_t kv_head = h / group;
-    float* o = out + h * shape.value_dim;
-    std::fill_n(o, shape.value_dim, 0.0f);
-    Online state = {
-        sinks == nullptr ? -std::numeric_limits<float>::infinity() : sinks[h],
-        sinks == nullptr ? 0.0f : 1.0f};
-    for (size_t b = first_key / kKvBlock; b <= position / kKvBlock; ++b) {
-      const size_t base = b * kKvBlock;
-      attend_block<Kv>(shape,
-                       q + h * shape.head_dim,
-                       reinterpret_cast<const uint8_t*>(blocks[b].keys) +
-                           kv_head * shape.head_dim * Kv::kBytes,
-                       reinterpret_cast<const uint8_t*>(blocks[b].values) +
-                           kv_head * shape.value_dim * Kv::kBytes,
-                       std::max(first_key, base) - base,
-                       std::min(position + 1 - base, kKvBlock),
-                       &state,
-                       o);
+// Values [from, to) of a quantised row of one head, as floats.
+HWY_INLINE void widen_codes(const uint8_t* codes,
+                            const uint8_t* scales,
+                            size_t group,
+                            int bits,
+                            size_t from,
+                            size_t to,
+                            float* out) {
+  const hn::Rebind<uint8_t, DF> du8;
+  uint8_t unpacked[64];
+  for (size_t at = from; at < to; at += group) {
+    const size_t n = std::min(group, to - at);
+    const uint8_t* c = codes + at;
+    if (bits == 4) {
+      for (size_t i = 0; i < n; ++i) {
+        const uint8_t both = codes[(at + i) / 2];
+        unpacked[i] = (at + i) % 2 == 0 ? both & 15 : both >> 4;
+      }
+      c = unpacked;
     }
-    scale_row(o, shape.value_dim, 1.0f / state.sum);
+    const uint8_t* pair = scales + at / group * 4;
+    const VF scale = broadcast_f16(pair);
+    const VF bias = broadcast_f16(pair + 2);
+    size_t i = 0;
+    for (; i + kN <= n; i += kN) {
+      const VF code =
+          hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(du8, c + i)));
+      hn::StoreU(hn::MulAdd(code, scale, bias), DF(), out + (at - from) + i);
+    }
+    for (; i < n; ++i) {
+      out[at - from + i] = fma_one(
+          static_cast<float>(c[i]), hn::GetLane(scale), hn::GetLane(bias));
+    }
   }
 }
 
-void attend(const AttentionShape& shape,
-            const float* q,
-            std::span<const KvBlock> blocks,
-            size_t first_key,
-            size_t position,
-            const float* sinks,
-            size_t head_begin,
-            size_t head_end,
-            float* out) {
+// One part of a quantised block, as one head sees it.
+struct QuantPart {
+  QuantPart(const std::byte* part, size_t kv_heads, size_t d, int b, size_t h)
+      : dim(d),
+        bits(b),
+        group(kv_group(d)),
+        code_stride(kv_heads * kv_code_bytes(d, b)),
+        scale_stride(kv_heads * kv_groups(d) * 4),
+        codes(reinterpret_cast<const uint8_t*>(part) + h * kv_code_bytes(d, b)),
+        scales(reinterpret_cast<const uint8_t*>(part) + kKvBlock * code_stride +
+               h * kv_groups(d) * 4) {}
+  size_t dim;
+  int bits;
+  size_t group;
+  size_t code_stride;
+  size_t scale_stride;
+  const uint8_t* codes;
+  const uint8_t* scales;
+
+  HWY_INLINE void row(size_t j, size_t from, size_t to, float* out) const {
+    widen_codes(codes + j * code_stride,
+                scales + j * scale_stride,
+                group,
+                bits,
+                from,
+                to,
+                out);
+  }
+};
+
+// Heads that share a row of keys while it is widened.
+constexpr size_t kHeadsAtOnce = 8;
+
+// Joins a quantised block to the softmax of `heads` heads of one kv head; q,
+// states and out point at the first of them.
+HWY_INLINE void join_quantised(const AttentionShape& shape,
+                               const float* q,
+                               const QuantPart& keys,
+                               const QuantPart& values,
+                               size_t begin,
+                               size_t end,
+                               size_t heads,
+                               AttentionState* states,
+                               float* out) {
+  alignas(64) float weights[kHeadsAtOnce][kKvBlock];
+  alignas(64) float row[kHeadDimMax];
+  for (size_t j = begin; j < end; ++j) {
+    keys.row(j, 0, keys.dim, row);
+    for (size_t h = 0; h < heads; ++h) {
+      weights[h][j] = dot<KvF32>(q + h * keys.dim,
+                                 reinterpret_cast<const uint8_t*>(row),
+                                 keys.dim) *
+                      shape.scale;
+    }
+  }
+  for (size_t h = 0; h < heads; ++h) {
+    join_scores(
+        begin, end, values.dim, weights[h], states + h, out + h * values.dim);
+  }
+  alignas(64) float tile[kKvBlock][64];
+  for (size_t d = 0; d < values.dim; d += values.group) {
+    const size_t to = std::min(values.dim, d + values.group);
+    for (size_t j = begin; j < end; ++j) values.row(j, d, to, tile[j]);
+    for (size_t h = 0; h < heads; ++h) {
+      add_values<KvF32>(weights[h],
+                        reinterpret_cast<const uint8_t*>(tile),
+                        sizeof(tile[0]),
+                        begin,
+                        end,
+                        to - d,
+                        out + h * values.dim + d);
+    }
+  }
+}
+
+void join_quantised_heads(const AttentionShape& shape,
+                          const float* q,
+                          const KvBlock& block,
+                          size_t begin,
+                          size_t end,
+                          size_t head_begin,
+                          size_t head_end,
+                          AttentionState* states,
+                          float* out) {
+  const size_t group = shape.heads / shape.kv_heads;
+  for (size_t h = head_begin; h < head_end;) {
+    const size_t kv_head = h / group;
+    const size_t heads =
+        std::min({(kv_head + 1) * group - h, head_end - h, kHeadsAtOnce});
+    join_quantised(
+        shape,
+        q + h * shape.head_dim,
+        QuantPart(
+            block.keys, shape.kv_heads, shape.head_dim, block.bits, kv_head),
+        QuantPart(
+            block.values, shape.kv_heads, shape.value_dim, block.bits, kv_head),
+        begin,
+        end,
+        heads,
+        states + (h - head_begin),
+        out + h * shape.value_dim);
+    h += heads;
+  }
+}
+
+template <class Kv>
+void join_heads(const AttentionShape& shape,
+                const float* q,
+                std::span<const KvBlock> blocks,
+                size_t first_block,
+                size_t first_key,
+                size_t position,
+                size_t head_begin,
+                size_t head_end,
+                AttentionState* states,
+                float* out) {
+  const size_t group = shape.heads / shape.kv_heads;
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const size_t base = (first_block + b) * kKvBlock;
+    if (base > position || base + kKvBlock <= first_key) continue;
+    const size_t begin = std::max(first_key, base) - base;
+    const size_t end = std::min(position + 1 - base, kKvBlock);
+    const KvBlock& block = blocks[b];
+    if (block.bits != 0) {
+      join_quantised_heads(
+          shape, q, block, begin, end, head_begin, head_end, states, out);
+      continue;
+    }
+    for (size_t h = head_begin; h < head_end; ++h) {
+      const size_t kv_head = h / group;
+      join_block<Kv>(shape,
+                     q + h * shape.head_dim,
+                     reinterpret_cast<const uint8_t*>(block.keys) +
+                         kv_head * shape.head_dim * Kv::kBytes,
+                     reinterpret_cast<const uint8_t*>(block.values) +
+                         kv_head * shape.value_dim * Kv::kBytes,
+                     begin,
+                     end,
+                     states + (h - head_begin),
+                     out + h * shape.value_dim);
+    }
+  }
+}
+
+void attend_join(const AttentionShape& shape,
+                 const float* q,
+                 std::span<const KvBlock> blocks,
+                 size_t first_block,
+                 size_t first_key,
+                 size_t position,
+                 size_t head_begin,
+                 size_t head_end,
+                 AttentionState* states,
+                 float* out) {
   visit_kv(shape.kv_dtype, [&](auto kv) HWY_ATTR {
-    attend_heads<decltype(kv)>(shape,
-                               q,
-                               blocks,
-                               first_key,
-                               position,
-                               sinks,
-                               head_begin,
-                               head_end,
-                               out);
+    join_heads<decltype(kv)>(shape,
+                             q,
+                             blocks,
+                             first_block,
+                             first_key,
+                             position,
+                             head_begin,
+                             head_end,
+                             states,
+                             out);
   });
+}
+
+void attend_end(const AttentionShape& shape,
+                size_t head_begin,
+                size_t head_end,
+                const AttentionState* states,
+                float* out) {
+  for (size_t h = head_begin; h < head_end; ++h) {
+    scale_row(out + h * shape.value_dim,
+              shape.value_dim,
+              1.0f / states[h - head_begin].sum);
+  }
 }
 
 void store_kv(const float* x, size_t n, DType dtype, std::byte* dst) {
@@ -312,8 +484,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace mlx_flash::kernels {
-
-HWY_EXPORT(attend);
+HWY_EXPORT(attend_join);
+HWY_EXPORT(attend_end);
 HWY_EXPORT(store_kv);
 
 void attend(const AttentionShape& shape,
@@ -328,8 +500,72 @@ void attend(const AttentionShape& shape,
   FLASH_CHECK(first_key <= position && position / kKvBlock < blocks.size());
   FLASH_CHECK(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0);
   FLASH_CHECK(head_end <= shape.heads);
-  HWY_DYNAMIC_DISPATCH(attend)
-  (shape, q, blocks, first_key, position, sinks, head_begin, head_end, out);
+  const size_t first_block = first_key / kKvBlock;
+  blocks = blocks.subspan(first_block, position / kKvBlock + 1 - first_block);
+  // A head at a time: its sums stay in the first-level cache.
+  for (size_t h = head_begin; h < head_end; ++h) {
+    AttentionState state;
+    attend_begin(shape, sinks, h, h + 1, &state, out);
+    attend_join(shape,
+                q,
+                blocks,
+                first_block,
+                first_key,
+                position,
+                h,
+                h + 1,
+                &state,
+                out);
+    attend_end(shape, h, h + 1, &state, out);
+  }
+}
+
+void attend_begin(const AttentionShape& shape,
+                  const float* sinks,
+                  size_t head_begin,
+                  size_t head_end,
+                  AttentionState* states,
+                  float* out) {
+  for (size_t h = head_begin; h < head_end; ++h) {
+    AttentionState& state = states[h - head_begin];
+    state.maximum =
+        sinks == nullptr ? -std::numeric_limits<float>::infinity() : sinks[h];
+    state.sum = sinks == nullptr ? 0.0f : 1.0f;
+    std::fill_n(out + h * shape.value_dim, shape.value_dim, 0.0f);
+  }
+}
+
+void attend_join(const AttentionShape& shape,
+                 const float* q,
+                 std::span<const KvBlock> blocks,
+                 size_t first_block,
+                 size_t first_key,
+                 size_t position,
+                 size_t head_begin,
+                 size_t head_end,
+                 AttentionState* states,
+                 float* out) {
+  FLASH_CHECK(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0);
+  FLASH_CHECK(head_end <= shape.heads && first_key <= position);
+  HWY_DYNAMIC_DISPATCH(attend_join)
+  (shape,
+   q,
+   blocks,
+   first_block,
+   first_key,
+   position,
+   head_begin,
+   head_end,
+   states,
+   out);
+}
+
+void attend_end(const AttentionShape& shape,
+                size_t head_begin,
+                size_t head_end,
+                const AttentionState* states,
+                float* out) {
+  HWY_DYNAMIC_DISPATCH(attend_end)(shape, head_begin, head_end, states, out);
 }
 
 void store_kv(const float* x, size_t n, DType dtype, std::byte* dst) {

@@ -22,10 +22,12 @@ namespace mlx_flash::kernels {
 inline constexpr size_t kKvBlock = 64;  // positions
 
 // One block of one layer: keys[position % kKvBlock][kv_head][head_dim] and
-// values likewise (with value_dim), of `dtype` f32, f16 or bf16.
+// values likewise (with value_dim), of `dtype` f32, f16 or bf16. With bits 8 or
+// 4 both parts are as in kernels/kv_quant.h.
 struct KvBlock {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;
+  int bits = 0;
 };
 
 struct AttentionShape {
@@ -53,6 +55,41 @@ void attend(const AttentionShape& shape,
             size_t head_begin,
             size_t head_end,
             float* out);
+
+// The same walk in pieces, for blocks that are not in memory all at once:
+// begin, any number of times join, end. The pieces follow one another in order
+// of position; how they are cut changes no bit.
+struct AttentionState {  // of one head: the running softmax
+  float maximum;
+  float sum;
+};
+
+// `states` points at head_begin's.
+void attend_begin(const AttentionShape& shape,
+                  const float* sinks,
+                  size_t head_begin,
+                  size_t head_end,
+                  AttentionState* states,
+                  float* out);
+
+// Joins blocks[i], which holds positions from (first_block + i) * kKvBlock on,
+// as far as they lie in [first_key, position]. A block with bits is seen whole.
+void attend_join(const AttentionShape& shape,
+                 const float* q,
+                 std::span<const KvBlock> blocks,
+                 size_t first_block,
+                 size_t first_key,
+                 size_t position,
+                 size_t head_begin,
+                 size_t head_end,
+                 AttentionState* states,
+                 float* out);
+
+void attend_end(const AttentionShape& shape,
+                size_t head_begin,
+                size_t head_end,
+                const AttentionState* states,
+                float* out);
 
 inline constexpr size_t kHeadDimMax = 1024;
 

@@ -1,85 +1,30 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Keys and values of the tokens of a session, for the fast kernels.
+// Keys and values of the tokens of a session, for the fast kernels: the newest
+// in full precision, older blocks as KvLayout::quant_bits says, in memory as
+// far as the pool allows and in its file beyond (docs/KV.md).
 //
-// Memory is taken in pages of kernels::kKvBlock positions, all layers of them
-// in one page, from a pool inside the weight arena: a session holds just the
-// pages its tokens need, and truncating gives pages back. Inside a page each
-// layer has one block, keys then values, in the layout of
-// kernels/attention.h.
+// What a query sees is a function of its position alone (kv_old_blocks). So a
+// block that rows of one forward see both ways exists twice until that forward
+// is over.
 //
-// Thread-compatible: one thread grows and truncates; while it does not, any
-// thread may read blocks and write rows of different positions.
+// One forward of rows [begin, end), for each layer in order: open, write the
+// rows, seal, attend (full(), KvWalk), release; at its end commit. A forward
+// that failed is undone by truncate(begin).
+//
+// Thread-compatible: one thread changes it; while it does not, any thread may
+// read blocks and write rows of different positions.
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "base/status.h"
-#include "base/weight_format.h"
-#include "kernels/attention.h"
-#include "residency/arena.h"
+#include "kv/kv_pool.h"
 
 namespace mlx_flash {
-
-struct KvLayout {
-  size_t layers = 0;
-  size_t kv_heads = 0;
-  size_t head_dim = 0;   // of keys
-  size_t value_dim = 0;  // of values
-  DType dtype = DType::kF16;
-
-  size_t key_row_bytes() const {
-    return kv_heads * head_dim * dtype_bytes(dtype);
-  }
-  size_t value_row_bytes() const {
-    return kv_heads * value_dim * dtype_bytes(dtype);
-  }
-  size_t bytes_per_token() const {
-    return layers * (key_row_bytes() + value_row_bytes());
-  }
-  size_t page_bytes() const { return kernels::kKvBlock * bytes_per_token(); }
-};
-
-// Pages for all sessions of an engine.
-class KvPool {
- public:
-  // Reserves addresses for `pages_max` pages; commits nothing yet.
-  static Result<std::unique_ptr<KvPool>> create(Arena& arena,
-                                                const KvLayout& layout,
-                                                size_t pages_max);
-  ~KvPool();
-
-  const KvLayout& layout() const { return layout_; }
-  size_t page_stride() const { return stride_; }  // bytes committed per page
-  size_t pages_committed() const { return committed_; }
-  size_t pages_free() const { return free_.size(); }  // committed, unused
-
-  // A page of undefined content. Fails with kExhausted when the arena's budget
-  // or the reservation is used up.
-  Result<std::byte*> take();
-  void give(std::byte* page);
-
-  // Returns the memory of unused pages to the arena.
-  void trim();
-
- private:
-  KvPool(Arena& arena, const KvLayout& layout) : arena_(arena) {
-    layout_ = layout;
-  }
-
-  Arena& arena_;
-  KvLayout layout_;
-  size_t stride_ = 0;
-  std::byte* base_ = nullptr;
-  size_t pages_max_ = 0;
-  size_t committed_ = 0;
-  std::vector<std::byte*> free_;         // committed, nobody's
-  std::vector<std::byte*> uncommitted_;  // addresses only
-};
 
 class KvCache {
  public:
@@ -88,27 +33,72 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  // Room for positions [0, positions). Fails with kExhausted and keeps what
-  // there was.
-  Status ensure(size_t positions);
-  // Gives back what positions from `positions` on do not share with those
-  // below.
-  void truncate(size_t positions);
+  // Blocks that a forward of positions [begin, end) holds at a time, at most,
+  // beyond those of now.
+  struct Growth {
+    size_t full = 0;
+    size_t old = 0;
+  };
+  Growth growth(size_t begin, size_t end) const;
 
-  size_t capacity() const { return pages_.size() * kernels::kKvBlock; }
+  // Room in a layer for the rows of positions [begin, end). Fails with
+  // kExhausted and keeps what there was.
+  Status open(size_t layer, size_t begin, size_t end);
+  // Makes the old versions that the queries [begin, end) see. Their rows and
+  // all before them are written.
+  Status seal(size_t layer, size_t begin, size_t end);
+  // Gives back what only queries of this forward needed.
+  void release(size_t layer, size_t begin, size_t end);
+  // The forward is over: `length` positions are known.
+  void commit(size_t length);
 
-  // One entry for each page, for kernels::attend().
-  std::span<const kernels::KvBlock> blocks(size_t layer) const {
-    return blocks_[layer];
-  }
-  // Where the row of a position is stored. REQUIRES: position < capacity().
+  // Forgets what positions from `length` on left behind. False if a block that
+  // the query at `length` sees in full precision, or at all, is gone: then
+  // everything is forgotten.
+  bool truncate(size_t length);
+
+  // Where the row of a position is stored. REQUIRES: open.
   std::byte* key_row(size_t layer, size_t position);
   std::byte* value_row(size_t layer, size_t position);
 
+  // Full-precision blocks by index; null keys where there is none.
+  std::span<const kernels::KvBlock> full(size_t layer) const {
+    return layers_[layer].full;
+  }
+  // Old blocks by index; null keys where they are in the file.
+  std::span<const kernels::KvBlock> old(size_t layer) const {
+    return layers_[layer].old;
+  }
+  // No query sees anything but full(): old versions are the same memory.
+  bool plain(size_t layer) const {
+    return layout().quant_bits == 0 && layers_[layer].on_disk == 0;
+  }
+  const KvLayout& layout() const { return pool_.layout(); }
+  KvPool& pool() const { return pool_; }
+
+  // Counted for statistics: blocks of all layers.
+  size_t blocks_full() const;
+  size_t blocks_old() const;
+
  private:
+  struct Layer {
+    // One entry for each block; keys point at its memory, null: none.
+    std::vector<kernels::KvBlock> full;
+    std::vector<kernels::KvBlock> old;
+    size_t sealed = 0;   // old versions below this block have been made
+    size_t dropped = 0;  // full versions below this block are gone
+    size_t on_disk = 0;
+  };
+
+  Status seal_block(Layer& layer, size_t block);
+  void drop_full(Layer& layer, size_t block);
+  void drop_old(Layer& layer, size_t block);
+  // Whether the full version of a sealed block is a copy that can go.
+  bool spare(const Layer& layer, size_t block) const;
+  bool can_go_back(const Layer& layer, size_t window, size_t length) const;
+
   KvPool& pool_;  // outlives the cache
-  std::vector<std::byte*> pages_;
-  std::vector<std::vector<kernels::KvBlock>> blocks_;  // [layer][page]
+  std::vector<Layer> layers_;
 };
 
 }  // namespace mlx_flash

@@ -139,12 +139,14 @@ Status Decoder::build_attention(uint32_t index,
   return Status();
 }
 
-KvLayout Decoder::kv_layout(DType dtype) const {
+KvLayout Decoder::kv_layout(DType dtype, int quant_bits) const {
   return {.layers = config_.num_hidden_layers,
           .kv_heads = config_.num_key_value_heads,
           .head_dim = config_.head_dim,
           .value_dim = config_.head_dim,
-          .dtype = dtype};
+          .dtype = dtype,
+          .quant_bits = quant_bits,
+          .windows = config_.windows};
 }
 
 size_t Decoder::layer_floats() const {
@@ -160,7 +162,7 @@ size_t Decoder::scratch_floats(size_t rows) const {
   const size_t kv = size_t{config_.num_key_value_heads} * config_.head_dim;
   return rows *
          std::max(size_t{config_.hidden_size} + config_.intermediate_size,
-                  q + kv);
+                  q + kv + 2 * size_t{config_.num_attention_heads});
 }
 
 size_t Decoder::prepared_bytes(size_t rows) const {
@@ -171,9 +173,18 @@ size_t Decoder::prepared_bytes(size_t rows) const {
   return rows * kernels::prepared_row_bytes_max(widest);
 }
 
-ModelCosts Decoder::costs(bool stock, DType kv_dtype) const {
+ModelCosts Decoder::costs(bool stock, DType kv_dtype, int kv_quant) const {
   ModelCosts costs;
-  costs.kv_bytes_per_token = kv_layout(kv_dtype).bytes_per_token();
+  const KvLayout kv = kv_layout(kv_dtype, kv_quant);
+  costs.kv_bytes_per_token = kv.layers *
+                             (stock ? kv.full_bytes() : kv.old_stride()) /
+                             kernels::kKvBlock;
+  if (kv_quant != 0) {
+    costs.kv_tail_tokens = kKvTailTokens;
+    costs.kv_tail_bytes_per_token =
+        kv.layers * kv.full_stride() / kernels::kKvBlock;
+    costs.kv_chunk_bytes_per_row = kv.full_stride() / kernels::kKvBlock;
+  }
   costs.kv_block_tokens = kernels::kKvBlock;
   // Dynamic rope goes on where the trained length ends.
   costs.context_max = rope_.grows() ? 0 : config_.max_position_embeddings;

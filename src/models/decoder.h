@@ -27,9 +27,9 @@ class Decoder {
 
   const DecoderConfig& config() const { return config_; }
 
-  KvLayout kv_layout(DType dtype) const;
+  KvLayout kv_layout(DType dtype, int quant_bits) const;
   // KV, activations and context for the planner.
-  ModelCosts costs(bool stock, DType kv_dtype) const;
+  ModelCosts costs(bool stock, DType kv_dtype, int kv_quant) const;
   // Floats of nn::Context's scratch for forwards of at most `rows` rows.
   size_t scratch_floats(size_t rows) const;
   // Bytes of its inputs of matrix products in fixed point.

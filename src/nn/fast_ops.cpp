@@ -192,6 +192,131 @@ void place_rows(Context& context,
   context.pool->parallel_for(step.rows.size(), 4, place);
 }
 
+// What the rows of one layer attend with.
+struct Attention {
+  Context& context;
+  const AttentionConfig& config;
+  const Step& step;
+  kernels::AttentionShape shape;
+  const float* queries;  // [rows, heads, head_dim]
+  kernels::AttentionState* states;
+  float* out;
+
+  size_t first_key(size_t position) const {
+    const size_t seen = position + 1;
+    return config.window != 0 && seen > config.window ? seen - config.window
+                                                      : 0;
+  }
+
+  // fn(row, position, head_begin, head_end) on the pool for all heads of the
+  // rows of `kv`; neighbouring heads of a row share their keys: one call.
+  template <class Fn>
+  void each_row(const KvCache* kv, const Fn& fn) const {
+    const size_t heads = shape.heads;
+    const auto some = [&](size_t begin, size_t end, int) {
+      while (begin < end) {
+        const size_t t = begin / heads;
+        const size_t head = begin % heads;
+        const size_t head_end = std::min(heads, head + (end - begin));
+        const RowPlace& place = step.rows[t];
+        if (place.kv == kv) fn(t, place.position, head, head_end);
+        begin += head_end - head;
+      }
+    };
+    context.pool->parallel_for(step.rows.size() * heads, 1, some);
+  }
+
+  const float* query(size_t t) const {
+    return queries + t * shape.heads * shape.head_dim;
+  }
+  float* result(size_t t) const {
+    return out + t * shape.heads * shape.value_dim;
+  }
+
+  // Every query sees full-precision blocks only.
+  void plain(const KvCache& kv) const {
+    each_row(&kv, [&](size_t t, size_t position, size_t head, size_t end) {
+      kernels::attend(shape,
+                      query(t),
+                      kv.full(config.layer),
+                      first_key(position),
+                      position,
+                      nullptr,
+                      head,
+                      end,
+                      result(t));
+    });
+  }
+
+  void begin(const KvCache& kv) const {
+    each_row(&kv, [&](size_t t, size_t, size_t head, size_t end) {
+      kernels::attend_begin(shape,
+                            nullptr,
+                            head,
+                            end,
+                            states + t * shape.heads + head,
+                            result(t));
+    });
+  }
+
+  // Old blocks [first, first + blocks.size()), as far as a row sees them old.
+  void join_old(const KvCache& kv,
+                size_t first,
+                std::span<const kernels::KvBlock> blocks) const {
+    each_row(&kv, [&](size_t t, size_t position, size_t head, size_t end) {
+      const size_t old = kv_old_blocks(position);
+      if (old <= first) return;
+      kernels::attend_join(shape,
+                           query(t),
+                           blocks.first(std::min(blocks.size(), old - first)),
+                           first,
+                           first_key(position),
+                           position,
+                           head,
+                           end,
+                           states + t * shape.heads + head,
+                           result(t));
+    });
+  }
+
+  // The blocks a row sees in full precision, and the end.
+  void join_full(const KvCache& kv) const {
+    each_row(&kv, [&](size_t t, size_t position, size_t head, size_t end) {
+      const size_t old = kv_old_blocks(position);
+      kernels::AttentionState* state = states + t * shape.heads + head;
+      kernels::attend_join(shape,
+                           query(t),
+                           kv.full(config.layer).subspan(old),
+                           old,
+                           first_key(position),
+                           position,
+                           head,
+                           end,
+                           state,
+                           result(t));
+      kernels::attend_end(shape, head, end, state, result(t));
+    });
+  }
+
+  Status run(KvCache& kv, size_t begin_position, size_t end) const {
+    const uint32_t layer = config.layer;
+    FLASH_RETURN_IF_ERROR(kv.seal(layer, begin_position, end));
+    if (kv.plain(layer)) {
+      plain(kv);
+    } else {
+      begin(kv);
+      const size_t old = kv_old_blocks(end - 1);
+      const size_t first = first_key(begin_position) / kernels::kKvBlock;
+      if (first < old) {
+        join_old(kv, first, kv.old(layer).subspan(first, old - first));
+      }
+      join_full(kv);
+    }
+    kv.release(layer, begin_position, end);
+    return Status();
+  }
+};
+
 }  // namespace
 
 void attention(Context& context,
@@ -206,40 +331,36 @@ void attention(Context& context,
   const size_t rows = step.rows.size();
   const size_t q_width = size_t{config.heads} * config.head_dim;
   const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
-  float* queries = context.scratch_floats(rows * (q_width + kv_width));
+  for (const KvSpan& span : step.caches) {
+    const Status room = span.kv->open(config.layer, span.begin, span.end);
+    if (!room.ok()) return context.fail(room);
+  }
+  const size_t placed = rows * (q_width + kv_width);
+  float* queries =
+      context.scratch_floats(placed + attention_state_floats(config, rows));
   place_rows(context, config, step, q, k, v, queries, queries + rows * q_width);
-
-  const kernels::AttentionShape shape{.heads = config.heads,
-                                      .kv_heads = config.kv_heads,
-                                      .head_dim = config.head_dim,
-                                      .value_dim = config.head_dim,
-                                      .scale = config.scale,
-                                      .kv_dtype = context.kv_dtype};
-  const size_t heads = config.heads;
-  const auto attend = [&](size_t begin, size_t end, int) {
-    while (begin < end) {
-      // Neighbouring heads of one row share their keys: one call for them.
-      const size_t t = begin / heads;
-      const size_t head = begin % heads;
-      const size_t head_end = std::min(heads, head + (end - begin));
-      const RowPlace& place = step.rows[t];
-      const uint32_t seen = place.position + 1;
-      const uint32_t first =
-          config.window != 0 && seen > config.window ? seen - config.window : 0;
-      kernels::attend(shape,
-                      queries + t * q_width,
-                      place.kv->blocks(config.layer),
-                      first,
-                      place.position,
-                      nullptr,
-                      head,
-                      head_end,
-                      out + t * q_width);
-      begin += head_end - head;
-    }
-  };
-  context.pool->parallel_for(rows * heads, 1, attend);
+  const Attention attend{
+      .context = context,
+      .config = config,
+      .step = step,
+      .shape = {.heads = config.heads,
+                .kv_heads = config.kv_heads,
+                .head_dim = config.head_dim,
+                .value_dim = config.head_dim,
+                .scale = config.scale,
+                .kv_dtype = context.kv_dtype},
+      .queries = queries,
+      .states = reinterpret_cast<kernels::AttentionState*>(queries + placed),
+      .out = out};
+  for (const KvSpan& span : step.caches) {
+    const Status done = attend.run(*span.kv, span.begin, span.end);
+    if (!done.ok()) return context.fail(done);
+  }
   context.compute_seconds += now_seconds() - start;
+}
+
+size_t attention_state_floats(const AttentionConfig& config, size_t rows) {
+  return rows * config.heads * sizeof(kernels::AttentionState) / sizeof(float);
 }
 
 }  // namespace mlx_flash::nn::fast

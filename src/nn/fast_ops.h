@@ -39,6 +39,10 @@ void embed(Context& context,
            std::span<const uint32_t> ids,
            float* out);
 
+// Scratch of attention() for the running softmax of `rows` rows, besides the
+// rows of q and k.
+size_t attention_state_floats(const AttentionConfig& config, size_t rows);
+
 // Rotates q and k, stores k and v, attends. q [rows, heads, head_dim],
 // k, v [rows, kv_heads, head_dim], out [rows, heads, head_dim].
 void attention(Context& context,

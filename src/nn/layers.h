@@ -49,10 +49,18 @@ struct RowPlace {
   uint32_t position = 0;
 };
 
+// The rows of one cache in a forward: positions [begin, end).
+struct KvSpan {
+  KvCache* kv = nullptr;
+  uint32_t begin = 0;
+  uint32_t end = 0;
+};
+
 // One forward: the rows, and what is computed once for all layers.
 struct Step {
   std::span<const uint32_t> tokens;
   std::span<const RowPlace> rows;  // fast, one for each token
+  std::span<const KvSpan> caches;  // fast, one for each session in the rows
   StockKv* stock_kv = nullptr;     // stock, of the one session
   // Fast: tables of Rope::fill for the rows, one for each rope in use.
   struct RopeTable {

@@ -58,12 +58,17 @@ struct Costs {
   }
   uint64_t activation(const Draft& d) const {
     return add(model.activation_fixed_bytes,
-               add(mul(d.rows, model.activation_bytes_per_row),
+               add(mul(d.rows,
+                       add(model.activation_bytes_per_row,
+                           model.kv_chunk_bytes_per_row)),
                    mul(d.logit_rows, model.activation_bytes_per_logit_row)));
   }
   uint64_t kv(uint64_t tokens) const {
     const uint64_t block = std::max<uint64_t>(1, model.kv_block_tokens);
-    return round_up(mul(round_up(tokens, block), model.kv_bytes_per_token),
+    const uint64_t whole = round_up(tokens, block);
+    return round_up(add(mul(whole, model.kv_bytes_per_token),
+                        mul(std::min(whole, model.kv_tail_tokens),
+                            model.kv_tail_bytes_per_token)),
                     limits.page_bytes);
   }
   uint64_t arena(const Draft& d) const {

@@ -22,6 +22,11 @@ struct ModelCosts {
   uint64_t small_tensor_bytes = 0;  // norms, biases: always resident
   uint64_t kv_bytes_per_token = 0;  // all layers
   uint64_t kv_block_tokens = 64;    // KV memory is taken in blocks of these
+  // More for the newest tokens, where older ones are kept in fewer bits; and
+  // for each row of a prompt's forward, which is kept so in one layer.
+  uint64_t kv_tail_tokens = 0;
+  uint64_t kv_tail_bytes_per_token = 0;
+  uint64_t kv_chunk_bytes_per_row = 0;
   // Memory of activations for a forward of T rows, want_logits for L of them:
   // fixed + T * per_row + L * per_logit_row.
   uint64_t activation_fixed_bytes = 0;

@@ -179,7 +179,7 @@ class Run(Case):
                 "--ram": ["0", "-1", "12XB", "", "1e9", "nan"],
                 "--kernels": ["quick"],
                 "--kv-type": ["f64"],
-                "--kv-quant": ["4", "3"],
+                "--kv-quant": ["3", "16", ""],
                 "--io": ["mmap"],
                 "--prefill": ["0"],
                 "--tile": ["-4"],

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Shapes of a KV cache, and the one rule of sight (docs/KV.md).
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/weight_format.h"
+#include "kernels/attention.h"
+#include "kernels/kv_quant.h"
+
+namespace mlx_flash {
+
+// Newest positions that every query sees in full precision.
+inline constexpr size_t kKvWindow = 128;
+// Positions that truncate() can always take back without computing again.
+inline constexpr size_t kKvRollback = 64;
+
+// Positions at most that a session keeps in full precision while a prompt is
+// read: the newest of before and of after the forward.
+inline constexpr size_t kKvTailTokens =
+    2 * (kKvWindow + kKvRollback + 2 * kernels::kKvBlock);
+
+// Blocks are whole pages of memory and of the disk.
+inline constexpr size_t kKvAlignment = 4096;
+
+struct KvLayout {
+  size_t layers = 0;
+  size_t kv_heads = 0;
+  size_t head_dim = 0;   // of keys
+  size_t value_dim = 0;  // of values
+  DType dtype = DType::kF16;
+  int quant_bits = 0;  // of old blocks: 8, 4, or 0 for as they are
+  // Sliding window of each layer in positions, 0: sees everything. Empty: none
+  // slides.
+  std::vector<uint32_t> windows = {};
+
+  size_t key_row_bytes() const {
+    return kv_heads * head_dim * dtype_bytes(dtype);
+  }
+  size_t value_row_bytes() const {
+    return kv_heads * value_dim * dtype_bytes(dtype);
+  }
+  // One layer's block in full precision: keys, then values.
+  size_t full_bytes() const {
+    return kernels::kKvBlock * (key_row_bytes() + value_row_bytes());
+  }
+  // The same as old blocks are kept.
+  size_t old_key_bytes() const {
+    return quant_bits == 0
+               ? kernels::kKvBlock * key_row_bytes()
+               : kernels::kv_quant_bytes(kv_heads, head_dim, quant_bits);
+  }
+  size_t old_bytes() const {
+    return quant_bits == 0
+               ? full_bytes()
+               : old_key_bytes() +
+                     kernels::kv_quant_bytes(kv_heads, value_dim, quant_bits);
+  }
+  // Memory of a block.
+  size_t full_stride() const { return whole_pages(full_bytes()); }
+  size_t old_stride() const { return whole_pages(old_bytes()); }
+
+  uint32_t window(size_t layer) const {
+    return layer < windows.size() ? windows[layer] : 0;
+  }
+
+  static size_t whole_pages(size_t n) {
+    return (n + kKvAlignment - 1) / kKvAlignment * kKvAlignment;
+  }
+};
+
+// How many blocks, from the first on, the query at `position` sees as old ones:
+// block b is old exactly when (b + 1) * 64 <= position + 1 - W.
+constexpr size_t kv_old_blocks(size_t position) {
+  return position + 1 < kKvWindow
+             ? 0
+             : (position + 1 - kKvWindow) / kernels::kKvBlock;
+}
+
+// First block that the query at `position` sees at all.
+constexpr size_t kv_first_block(size_t position, size_t window) {
+  return window == 0 || position + 1 <= window
+             ? 0
+             : (position + 1 - window) / kernels::kKvBlock;
+}
+
+}  // namespace mlx_flash
