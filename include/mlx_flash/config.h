@@ -37,6 +37,13 @@ struct Config {
   // precision. The newest 128 tokens are always in full precision.
   int kv_quant = 0;
 
+  // Memory of the KV cache in fast, at least its newest tokens'; what is beyond
+  // lies in a file. 0: all of it in memory, unless a `context` that was asked
+  // for does not fit.
+  uint64_t kv_ram_bytes = 0;
+  std::string kv_dir = {};     // of that file; empty: the temporary folder
+  uint64_t kv_disk_limit = 0;  // bytes of that file; 0: none
+
   IoBackend io = IoBackend::kAuto;
 
   int threads = 0;  // compute threads; 0: one for each core

@@ -19,8 +19,9 @@ struct PlanSummary {
   uint64_t streamed_bytes = 0;  // M - R: read for every token
   uint64_t ring_bytes = 0;
   uint64_t kv_bytes = 0;
-  uint64_t kv_bytes_max = 0;      // at the full context
-  uint64_t activation_bytes = 0;  // while decoding
+  uint64_t kv_bytes_max = 0;       // at the full context
+  uint64_t kv_disk_bytes_max = 0;  // beyond it on disk, at the full context
+  uint64_t activation_bytes = 0;   // while decoding
   // More while a prompt is read, lent by what is kept in memory.
   uint64_t prefill_activation_bytes = 0;
   uint64_t runtime_bytes = 0;  // code, tokenizer, libraries, small tensors
@@ -43,6 +44,11 @@ struct StreamCounters {
   uint64_t bytes_read = 0;  // weights, alignment slack included
   double io_wait_s = 0;     // compute waited for the disk
   double compute_s = 0;     // inside kernels
+  // The KV cache of fast, of all sessions.
+  uint64_t kv_ram_bytes = 0;      // now
+  uint64_t kv_disk_bytes = 0;     // now
+  uint64_t kv_bytes_written = 0;  // to disk
+  uint64_t kv_bytes_read = 0;     // from disk; not part of bytes_read
 };
 
 // One generation.
@@ -57,6 +63,7 @@ struct GenerationStats {
   uint64_t prefill_bytes_read = 0;
   uint64_t decode_bytes_read = 0;
   double bytes_read_per_token = 0;  // while decoding
+  double kv_bytes_read_per_token = 0;
   double io_wait_s = 0;
   double compute_s = 0;
   double disk_bytes_per_s = 0;  // while decoding

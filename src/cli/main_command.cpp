@@ -76,8 +76,6 @@ constexpr CommandRow kCommands[] = {
 constexpr std::string_view kLaterCommands[] = {
     "serve", "pull", "models", "rm", "convert", "monitor", "doctor"};
 constexpr std::string_view kLaterOptions[] = {"--modelfile",
-                                              "--kv-dir",
-                                              "--kv-disk-limit",
                                               "--session",
                                               "--moe-top-k",
                                               "--no-learn",

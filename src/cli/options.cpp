@@ -66,16 +66,7 @@ Result<uint64_t> count_or_auto(const std::string& text, uint64_t max) {
   return parse_count(text, 1, max);
 }
 
-void add_advanced_options(CLI::App& app, Config& config) {
-  add_value(app,
-            "--kernels",
-            "auto|fast|stock",
-            "fast: the same bits for any budget and thread count; stock: "
-            "MLX's own operations, equal to mlx-lm",
-            [&config](const std::string& text) {
-              return assign(parse_kernels(text), config.kernels);
-            })
-      ->group(kAdvancedGroup);
+void add_kv_options(CLI::App& app, Config& config) {
   add_value(app,
             "--kv-type",
             "f32|f16|bf16",
@@ -93,6 +84,41 @@ void add_advanced_options(CLI::App& app, Config& config) {
               return assign(parse_kv_quant(text), config.kv_quant);
             })
       ->group(kAdvancedGroup);
+  const auto size = [&](const char* flag, uint64_t& to, const char* help) {
+    add_value(app, flag, "SIZE", help, [&to](const std::string& text) {
+      return assign(parse_size_or_auto(text), to);
+    })->group(kAdvancedGroup);
+  };
+  size("--kv-ram",
+       config.kv_ram_bytes,
+       "Memory of the KV cache in fast; beyond it it lies on disk (default: "
+       "all in memory, unless --ctx does not fit)");
+  size("--kv-disk-limit",
+       config.kv_disk_limit,
+       "Largest file of the KV cache (default: none)");
+  add_value(app,
+            "--kv-dir",
+            "DIR",
+            "Where that file is made (default: the temporary folder)",
+            [&config](const std::string& text) {
+              config.kv_dir = text;
+              return text.empty() ? invalid_input("the path is empty")
+                                  : Status();
+            })
+      ->group(kAdvancedGroup);
+}
+
+void add_advanced_options(CLI::App& app, Config& config) {
+  add_value(app,
+            "--kernels",
+            "auto|fast|stock",
+            "fast: the same bits for any budget and thread count; stock: "
+            "MLX's own operations, equal to mlx-lm",
+            [&config](const std::string& text) {
+              return assign(parse_kernels(text), config.kernels);
+            })
+      ->group(kAdvancedGroup);
+  add_kv_options(app, config);
   add_value(app,
             "--io",
             "auto|uring|threads",

@@ -94,6 +94,7 @@ Json run_json(const RunReport& report,
       {"prefill_s", stats.prefill_s},
       {"decode_s", stats.decode_s},
       {"decode_bytes_read", stats.decode_bytes_read},
+      {"kv_bytes_read_per_token", stats.kv_bytes_read_per_token},
       {"process_read_bytes", storage_bytes()},
       {"plan", plan_json(report.plan)},
       {"stats", counters_json(report.counters)},
@@ -133,6 +134,11 @@ std::string stats_table(const RunReport& report) {
   table.row("read for the prompt", bytes(stats.prefill_bytes_read));
   table.row("read per token", format_bytes(stats.bytes_read_per_token));
   table.row("read in all", bytes(counters.bytes_read));
+  table.row("KV cache in memory", bytes(counters.kv_ram_bytes));
+  if (counters.kv_bytes_written > 0) {
+    table.row("KV cache on disk", bytes(counters.kv_disk_bytes));
+    table.row("KV read per token", format_bytes(stats.kv_bytes_read_per_token));
+  }
   table.row("disk while decoding", format_bytes(stats.disk_bytes_per_s) + "/s");
   table.row("waited for the disk", fmt::format("{:.2f} s", stats.io_wait_s));
   table.row("computed", fmt::format("{:.2f} s", stats.compute_s));
@@ -162,6 +168,7 @@ Json plan_json(const PlanSummary& plan) {
       {"disk_bytes_per_s", plan.disk_bytes_per_s},
       {"fits", plan.ram_bytes >= plan.ram_min_bytes},
       {"kv_bytes_max", plan.kv_bytes_max},
+      {"kv_disk_bytes_max", plan.kv_disk_bytes_max},
       {"context", plan.context},
       {"prefill_rows", plan.prefill_rows},
       {"prefill_activation_bytes", plan.prefill_activation_bytes},
@@ -190,6 +197,12 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
                         bytes(plan.tile_bytes)));
   table.row("KV cache",
             fmt::format("{} ({} tokens)", bytes(plan.kv_bytes), plan.context));
+  if (plan.kv_disk_bytes_max > 0) {
+    table.row(
+        "KV cache on disk",
+        fmt::format(
+            "{} at {} tokens", bytes(plan.kv_disk_bytes_max), plan.context));
+  }
   table.row("activations",
             fmt::format("{}, {} more for prompts (in pieces of {})",
                         bytes(plan.activation_bytes),
@@ -219,6 +232,10 @@ Json counters_json(const StreamCounters& counters) {
       {"bytes_read", counters.bytes_read},
       {"io_wait_s", counters.io_wait_s},
       {"compute_s", counters.compute_s},
+      {"kv_ram_bytes", counters.kv_ram_bytes},
+      {"kv_disk_bytes", counters.kv_disk_bytes},
+      {"kv_bytes_written", counters.kv_bytes_written},
+      {"kv_bytes_read", counters.kv_bytes_read},
   };
 }
 

@@ -58,8 +58,13 @@ StreamCounters Core::counters() const {
           .misses = tiles.misses,
           .ring_wraps = tiles.ring_wraps,
           .bytes_read = tiles.bytes_read + rows.bytes_read,
-          .io_wait_s = tiles.wait_seconds + rows.wait_seconds,
-          .compute_s = context_.compute_seconds};
+          .io_wait_s = tiles.wait_seconds + rows.wait_seconds +
+                       (kv_reader_ ? kv_reader_->wait_seconds() : 0),
+          .compute_s = context_.compute_seconds,
+          .kv_ram_bytes = kv_pool_ ? kv_pool_->committed_bytes() : 0,
+          .kv_disk_bytes = kv_file_ ? kv_file_->bytes_used() : 0,
+          .kv_bytes_written = kv_file_ ? kv_file_->bytes_written() : 0,
+          .kv_bytes_read = kv_reader_ ? kv_reader_->bytes_read() : 0};
 }
 
 Status Core::check(std::span<const BatchRow> batch) const {
@@ -190,7 +195,8 @@ Status Core::return_activations() {
 // Ring and KV: what the arena cannot give back at once.
 uint64_t Core::in_use() const {
   const uint64_t kv = kv_pool_ ? kv_pool_->committed_bytes() : 0;
-  return plan_.ring_bytes + kv;
+  const uint64_t ring = kv_file_ ? kKvRing * kv_file_->record_bytes() : 0;
+  return plan_.ring_bytes + kv + ring;
 }
 
 // A new budget for the arena: pins get what ring and KV leave, the KV that the

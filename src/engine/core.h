@@ -24,6 +24,7 @@
 #include "io/file.h"
 #include "io/read_queue.h"
 #include "kv/kv_cache.h"
+#include "kv/kv_reader.h"
 #include "mlx_flash/config.h"
 #include "mlx_flash/stats.h"
 #include "mlx_flash/text.h"
@@ -78,6 +79,7 @@ class Core {
     // Instead of what the process holds, so that a budget means the same plan
     // in every run.
     std::optional<uint64_t> runtime_bytes;
+    KvFile::WriteFn write_kv;  // instead of pwrite for the KV file
   };
 
   static Result<std::unique_ptr<Core>> open(const Config& config,
@@ -129,6 +131,8 @@ class Core {
   Status load(const Config& config);
   Status make_plan(const Hooks& hooks);
   Status start(const Hooks& hooks);
+  Status open_kv_file(const KvLayout& layout, const Hooks& hooks);
+  uint64_t old_kv_limit() const;
   Limits limits(uint64_t ram_bytes, uint64_t runtime_bytes) const;
 
   uint64_t arena_budget(uint64_t ram_bytes) const;
@@ -176,8 +180,10 @@ class Core {
   // In the order of construction; destroyed backwards.
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<KvPool> kv_pool_;
-  std::vector<nn::KvSpan> spans_;  // of the present forward
+  std::vector<nn::KvSpan> spans_;    // of the present forward
+  std::unique_ptr<KvFile> kv_file_;  // null: all in memory
   std::unique_ptr<ReadQueue> queue_;
+  std::unique_ptr<KvReader> kv_reader_;
   std::unique_ptr<TileStream> tiles_;
   std::unique_ptr<RowReader> rows_;
   nn::Context context_;

@@ -79,6 +79,7 @@ PlanSummary summarise(const Plan& plan,
           .ring_bytes = plan.ring_bytes,
           .kv_bytes = plan.kv_bytes,
           .kv_bytes_max = plan.kv_bytes_max,
+          .kv_disk_bytes_max = plan.kv_disk_bytes_max,
           .activation_bytes = plan.activation_bytes,
           .prefill_activation_bytes = plan.prefill_activation_bytes,
           .runtime_bytes = plan.runtime_bytes,
@@ -184,6 +185,7 @@ Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
   limits.runtime_bytes = runtime_bytes;
   limits.runtime_slack_bytes = runtime_slack_bytes_;
   limits.context = config_.context;
+  limits.kv_ram_bytes = stock() ? 0 : config_.kv_ram_bytes;
   limits.prefill_rows = stock() ? 1 : config_.prefill_rows;
   limits.page_bytes = Arena::system_page_bytes();
   limits.disk_bytes_per_s = config_.disk_bytes_per_s;
@@ -210,11 +212,27 @@ Status Core::make_plan(const Hooks& hooks) {
         rows_memory;
     if (!hooks.runtime_bytes) runtime_slack_bytes_ = kRuntimeSlackBytes;
   }
-  auto planned = plan_model(matrices_,
-                            alignment_,
-                            config_.tile_bytes,
-                            costs_,
-                            limits(ram, runtime_bytes_));
+  const auto plan_with = [&](const Limits& limits) {
+    return plan_model(
+        matrices_, alignment_, config_.tile_bytes, costs_, limits);
+  };
+  Limits wanted = limits(ram, runtime_bytes_);
+  const uint64_t chunk =
+      stock() ? 0
+              : model_->kv_layout(kv_dtype_, kv_quant()).full_stride() /
+                    kernels::kKvBlock;
+  if (wanted.kv_ram_bytes > 0) costs_.kv_chunk_bytes_per_row = chunk;
+  auto planned = plan_with(wanted);
+  if (!planned.ok() && !stock() && wanted.context > 0 &&
+      wanted.kv_ram_bytes == 0) {
+    // A context that memory does not hold goes to disk.
+    wanted.kv_ram_bytes = costs_.kv_floor_bytes;
+    costs_.kv_chunk_bytes_per_row = chunk;
+    if (auto again = plan_with(wanted); again.ok()) {
+      planned = std::move(again);
+      config_.kv_ram_bytes = wanted.kv_ram_bytes;
+    }
+  }
   if (!planned.ok()) return planned.status().at(config_.model);
   schedule_ = std::make_unique<Schedule>(std::move(planned->schedule));
   plan_ = std::move(planned->plan);
@@ -232,7 +250,9 @@ Status Core::start(const Hooks& hooks) {
       (plan_.context / kernels::kKvBlock + 1) * kSessionsMax * layout.layers;
   const uint64_t addresses =
       TileStream::address_bytes(*schedule_, plan_, system_page) +
-      KvPool::address_bytes(layout, blocks) + 4 * system_page;
+      KvPool::address_bytes(layout, blocks) +
+      (kKvRing + 1) * (layout.old_stride() + 2 * kKvAlignment) +
+      4 * system_page;
   if (stock()) stock_kv_bytes_ = plan_.kv_bytes;
   FLASH_ASSIGN_OR_RETURN(
       arena_, Arena::create(addresses, arena_budget(plan_.ram_bytes)));
@@ -240,6 +260,7 @@ Status Core::start(const Hooks& hooks) {
     FLASH_ASSIGN_OR_RETURN(kv_pool_, KvPool::create(*arena_, layout, blocks));
   }
   pin_bytes_ = plan_.pinned_slot_bytes;
+  FLASH_RETURN_IF_ERROR(open_kv_file(layout, hooks));
 
   ReadQueueOptions options;
   if (config_.queue_depth > 0) options.depth = config_.queue_depth;
@@ -258,6 +279,11 @@ Status Core::start(const Hooks& hooks) {
                         alignment_,
                         files_,
                         *queue_));
+  if (kv_file_) {
+    FLASH_ASSIGN_OR_RETURN(kv_reader_,
+                           KvReader::create(*arena_, *queue_, *kv_file_));
+    kv_pool_->attach(kv_file_.get(), kv_reader_.get(), old_kv_limit());
+  }
   context_.tiles = tiles_.get();
   context_.rows = rows_.get();
   if (stock()) {
@@ -267,6 +293,23 @@ Status Core::start(const Hooks& hooks) {
     reserve_scratch(kDecodeRows);
   }
   return Status();
+}
+
+Status Core::open_kv_file(const KvLayout& layout, const Hooks& hooks) {
+  if (plan_.kv_disk_bytes_max == 0) return Status();
+  FLASH_ASSIGN_OR_RETURN(kv_file_,
+                         KvFile::create({.folder = config_.kv_dir,
+                                         .payload_bytes = layout.old_bytes(),
+                                         .limit_bytes = config_.kv_disk_limit,
+                                         .write = hooks.write_kv}));
+  return Status();
+}
+
+// What the plan's KV bytes leave to old blocks beside what is always there.
+uint64_t Core::old_kv_limit() const {
+  return plan_.kv_bytes_max > costs_.kv_floor_bytes
+             ? plan_.kv_bytes_max - costs_.kv_floor_bytes
+             : 0;
 }
 
 Result<uint64_t> Core::write_trace(const std::string& path) const {

@@ -181,6 +181,8 @@ void Generation::Impl::measure() {
   stats.decode_bytes_read = now.bytes_read - first.bytes_read;
   const auto bytes = static_cast<double>(stats.decode_bytes_read);
   stats.bytes_read_per_token = bytes / decoded;
+  stats.kv_bytes_read_per_token =
+      static_cast<double>(now.kv_bytes_read - first.kv_bytes_read) / decoded;
   stats.disk_bytes_per_s = bytes / std::max(stats.decode_s, 1e-9);
 }
 

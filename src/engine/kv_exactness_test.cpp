@@ -5,12 +5,17 @@
 // change no bit, also where old keys and values are kept in fewer bits.
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 
 #include "engine/core.h"
 #include "engine/testing/tiny_model.h"
+#include "io/testing/faulty_read_queue.h"
 
 namespace mlx_flash {
 namespace {
@@ -192,6 +197,204 @@ TEST_F(KvExactness, TwoSessionsInOneBatchEqualEachAlone) {
       });
   EXPECT_TRUE(status.ok()) << status.message();
   EXPECT_EQ(seen, 40u);
+}
+
+// Long enough that old blocks leave memory: the newest tokens' share is 640.
+constexpr size_t kLong = 1100;
+
+class KvOnDisk : public KvExactness {
+ protected:
+  void SetUp() override {
+    TinyModel model;
+    model.max_position_embeddings = 32768;
+    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
+  }
+
+  Config disk_config(int bits) {
+    Config config = this->config(bits);
+    config.context = kLong + 100;
+    config.prefill_rows = 300;
+    config.kv_ram_bytes = 1;  // the least
+    config.kv_dir = folder_.path() + "/kv";
+    return config;
+  }
+
+  size_t files() {
+    size_t n = 0;
+    for ([[maybe_unused]] const auto& entry :
+         std::filesystem::directory_iterator(folder_.path() + "/kv")) {
+      ++n;
+    }
+    return n;
+  }
+};
+
+TEST_F(KvOnDisk, BlocksFromTheFileChangeNoBit) {
+  for (const int bits : {0, 4, 8}) {
+    Config config = disk_config(bits);
+    config.kv_ram_bytes = 0;
+    const auto memory = open(config);
+    ASSERT_NE(memory, nullptr);
+    SessionState session(*memory);
+    const Logits expected = feed(*memory, session, 0, kLong, 300);
+    EXPECT_EQ(memory->counters().kv_bytes_written, 0u);
+
+    config = disk_config(bits);
+    for (const size_t chunk : {300u, 77u}) {
+      const auto core = open(config);
+      ASSERT_NE(core, nullptr);
+      EXPECT_GT(core->plan().kv_disk_bytes_max, 0u);
+      SessionState other(*core);
+      Logits logits = feed(*core, other, 0, kLong - 30, chunk);
+      const Logits last = feed(*core, other, kLong - 30, kLong, 1);
+      logits.insert(logits.end(), last.begin(), last.end());
+      EXPECT_TRUE(same_bits(expected, logits)) << bits << " " << chunk;
+      const StreamCounters counters = core->counters();
+      // Everything past the window is there, and was read for each token.
+      EXPECT_EQ(counters.kv_disk_bytes % (3 * kv_old_blocks(kLong - 1)), 0u);
+      EXPECT_GT(counters.kv_disk_bytes, 0u);
+      EXPECT_GE(counters.kv_bytes_read, 30 * (counters.kv_disk_bytes * 9 / 10));
+      EXPECT_LE(counters.kv_ram_bytes, core->plan().kv_bytes_max);
+      EXPECT_EQ(files(), 0u);
+      // Back, and on again.
+      ASSERT_TRUE(other.truncate(kLong - 60));
+      EXPECT_TRUE(same_bits(Logits(expected.end() - 60, expected.end()),
+                            feed(*core, other, kLong - 60, kLong, 9)));
+      other.truncate(0);
+      EXPECT_EQ(core->counters().kv_disk_bytes, 0u);
+    }
+  }
+}
+
+TEST_F(KvOnDisk, AContextThatMemoryDoesNotHoldGoesToDisk) {
+  Config config = disk_config(0);
+  config.kv_ram_bytes = 0;
+  config.context = 20000;
+  config.prefill_rows = 64;
+  Core::Hooks hooks;
+  hooks.runtime_bytes = 1'000'000;
+  const auto roomy = Core::plan_only(config, hooks);
+  ASSERT_TRUE(roomy.ok());
+  EXPECT_EQ(roomy->kv_disk_bytes_max, 0u);
+  config.ram_bytes = 12'000'000;
+  const auto plan = Core::plan_only(config, hooks);
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(plan->context, 20000u);
+  EXPECT_GT(plan->kv_disk_bytes_max, 10'000'000u);
+  EXPECT_LE(plan->predicted_peak_bytes, 12'000'000u);
+}
+
+TEST_F(KvOnDisk, AFullDiskEndsTheForwardAndKeepsWhatWasSaid) {
+  Config config = disk_config(8);
+  Core::Hooks hooks;
+  hooks.runtime_bytes = 1'000'000;
+  int left = 12;
+  hooks.write_kv = [&](int fd, const void* p, size_t n, off_t at) -> ssize_t {
+    if (left == 0) {
+      errno = ENOSPC;
+      return -1;
+    }
+    --left;
+    return ::pwrite(fd, p, n, at);
+  };
+  auto core = Core::open(config, hooks);
+  ASSERT_TRUE(core.ok()) << core.status().message();
+  SessionState session(**core);
+  feed(**core, session, 0, 300, 100);
+  std::vector<BatchRow> batch;
+  for (uint32_t i = 300; i < 600; ++i) batch.push_back({&session, i, 1, true});
+  const Status full = (*core)->forward(batch, {});
+  EXPECT_EQ(full.code(), StatusCode::kExhausted);
+  EXPECT_NE(full.message().find("disk is full"), std::string::npos)
+      << full.message();
+  EXPECT_EQ(session.length(), 300u);
+  // With room again it goes on, with the bits of an undisturbed run.
+  left = 1 << 20;
+  const Logits logits = feed(**core, session, 300, 800, 200);
+  const auto other = open(disk_config(8));
+  SessionState fresh(*other);
+  const Logits expected = feed(*other, fresh, 0, 800, 300);
+  EXPECT_TRUE(
+      same_bits(Logits(expected.begin() + 300, expected.end()), logits));
+}
+
+TEST_F(KvOnDisk, TheFileStaysBelowItsLimit) {
+  Config config = disk_config(8);
+  config.kv_disk_limit = 200'000;
+  const auto core = open(config);
+  ASSERT_NE(core, nullptr);
+  SessionState session(*core);
+  Status status;
+  uint32_t at = 0;
+  for (; status.ok() && at < kLong; at += 50) {
+    std::vector<BatchRow> batch;
+    for (uint32_t i = at; i < at + 50; ++i) batch.push_back({&session, i, 1});
+    status = core->forward(batch, {});
+    EXPECT_LE(core->counters().kv_disk_bytes, 200'000u);
+  }
+  EXPECT_EQ(status.code(), StatusCode::kExhausted);
+  EXPECT_NE(status.message().find("--kv-disk-limit"), std::string::npos);
+  EXPECT_EQ(session.length(), at - 50);
+}
+
+// Faults of the disk under the KV file: seen, reported, and the same session
+// goes on when they are over.
+TEST_F(KvOnDisk, ALostOrChangedBlockIsNeverUsed) {
+  for (const char* fault : {"eio", "short", "flip", "swap"}) {
+    Core::Hooks hooks;
+    hooks.runtime_bytes = 1'000'000;
+    FaultyReadQueue* faulty = nullptr;
+    std::unique_ptr<ReadQueue> inner;
+    hooks.wrap_queue = [&](std::unique_ptr<ReadQueue> queue) {
+      inner = std::move(queue);
+      auto wrapped = std::make_unique<FaultyReadQueue>(*inner);
+      faulty = wrapped.get();
+      return wrapped;
+    };
+    Config config = disk_config(8);
+    auto core = Core::open(config, hooks);
+    ASSERT_TRUE(core.ok()) << core.status().message();
+    {
+      SessionState session(**core);
+      const Logits before = feed(**core, session, 0, 700, 300);
+      const std::string what = fault;
+      // All weights are in memory by now: the next reads are of the KV file.
+      const uint64_t k = faulty->reads_submitted() + 2;
+      if (what == "eio") faulty->fail_read(k, 100);
+      if (what == "short") faulty->cut_read(k, 100);
+      if (what == "flip") faulty->flip_in_read(k, 5000, std::byte{4});
+      if (what == "swap") faulty->flip_in_read(k, 20, std::byte{1});
+      const std::vector<BatchRow> batch = {{&session, 700, 1, true}};
+      const Status status = (*core)->forward(batch, {});
+      EXPECT_EQ(status.code(), StatusCode::kIoError) << fault;
+      EXPECT_NE(status.message().find("offset"), std::string::npos)
+          << status.message();
+      EXPECT_EQ(session.length(), 700u);
+      faulty->clear();
+      const Logits after = feed(**core, session, 700, 760, 60);
+      EXPECT_EQ(after.size(), 60u);
+    }
+    core->reset();
+  }
+}
+
+TEST_F(KvOnDisk, AFolderThatWillNotDoIsRefused) {
+  Config config = disk_config(8);
+  Core::Hooks hooks;
+  hooks.runtime_bytes = 1'000'000;
+  const std::string base = folder_.path();
+  std::filesystem::create_directory(base + "/real");
+  std::filesystem::create_directory_symlink(base + "/real", base + "/link");
+  std::ofstream(base + "/file") << "x";
+  std::filesystem::create_directory(base + "/open");
+  std::filesystem::permissions(base + "/open", std::filesystem::perms::all);
+  for (const char* name : {"/link", "/file", "/open", "/none/below"}) {
+    config.kv_dir = base + name;
+    const auto core = Core::open(config, hooks);
+    ASSERT_FALSE(core.ok()) << name;
+    EXPECT_EQ(core.status().code(), StatusCode::kInvalidInput);
+    EXPECT_NE(core.status().message().find("--kv-dir"), std::string::npos);
+  }
 }
 
 }  // namespace

@@ -165,7 +165,8 @@ File::File(File&& other) noexcept
       modified_ns_(other.modified_ns_),
       alignment_(other.alignment_),
       fd_(std::exchange(other.fd_, -1)),
-      direct_(other.direct_) {}
+      direct_(other.direct_),
+      growing_(other.growing_) {}
 
 File& File::operator=(File&& other) noexcept {
   std::swap(path_, other.path_);
@@ -174,6 +175,7 @@ File& File::operator=(File&& other) noexcept {
   std::swap(alignment_, other.alignment_);
   std::swap(fd_, other.fd_);
   std::swap(direct_, other.direct_);
+  std::swap(growing_, other.growing_);
   return *this;
 }
 
@@ -228,7 +230,7 @@ Status File::read(uint64_t offset, std::span<std::byte> out) const {
 }
 
 Status File::check_unchanged() const {
-  if (fd_ < 0) return Status();
+  if (fd_ < 0 || growing_) return Status();
   struct stat s = {};
   if (::fstat(fd_, &s) != 0) {
     return io_error(

@@ -51,6 +51,9 @@ class File {
   // For headers and single rows; weights go through ReadQueue.
   Status read(uint64_t offset, std::span<std::byte> out) const;
 
+  // The file is our own and we write to it: check_unchanged() is content.
+  void expect_growth() { growing_ = true; }
+
   // Fails if size or time of last change differ from those at open(). One
   // fstat: cheap beside a read, and called after each.
   Status check_unchanged() const;
@@ -67,6 +70,7 @@ class File {
   size_t alignment_ = 1;
   int fd_ = -1;
   bool direct_ = false;
+  bool growing_ = false;
 };
 
 }  // namespace mlx_flash

@@ -2,8 +2,10 @@
 #include "kv/kv_cache.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
+#include "kv/kv_reader.h"
 
 namespace mlx_flash {
 namespace {
@@ -39,20 +41,33 @@ KvCache::Growth KvCache::growth(size_t begin, size_t end) const {
   // it, one layer at a time does, and all keep a tail (both its ends cut a
   // block).
   const size_t tail = kKvRollback / kBlock + kKvWindow / kBlock + 2;
-  const size_t kept = shape.quant_bits == 0 ? fresh : std::min(fresh, tail);
+  const bool all = shape.quant_bits == 0 && pool_.file() == nullptr;
+  const size_t kept = all ? fresh : std::min(fresh, tail);
   Growth growth{.full = shape.layers * kept + (fresh - kept)};
-  if (shape.quant_bits == 0 || end == 0) return growth;
-  const size_t visible = kv_old_blocks(end - 1);
+  const uint64_t room = pool_.old_limit() - pool_.old_bytes;
+  if (shape.quant_bits == 0) {
+    if (all) return growth;
+    const size_t more = shape.layers * (fresh - kept);
+    growth.full += std::min<uint64_t>(more, room / pool_.full().stride());
+    return growth;
+  }
+  const size_t visible = end > 0 ? kv_old_blocks(end - 1) : 0;
   for (const Layer& layer : layers_) {
     growth.old += visible > layer.sealed ? visible - layer.sealed : 0;
   }
+  growth.old = std::min<uint64_t>(growth.old, room / pool_.old().stride());
   return growth;
+}
+
+void KvCache::resize(Layer& layer, size_t blocks) {
+  layer.full.resize(blocks);
+  layer.old.resize(blocks);
+  layer.places.resize(blocks);
 }
 
 Status KvCache::open(size_t index, size_t begin, size_t end) {
   Layer& layer = layers_[index];
-  layer.full.resize(std::max(layer.full.size(), blocks_for(end)));
-  layer.old.resize(layer.full.size());
+  resize(layer, std::max(layer.full.size(), blocks_for(end)));
   const size_t key_bytes = kBlock * layout().key_row_bytes();
   for (size_t b = begin / kBlock; b < blocks_for(end); ++b) {
     if (layer.full[b].keys != nullptr) continue;
@@ -69,34 +84,63 @@ Status KvCache::seal(size_t index, size_t begin, size_t end) {
   for (; layer.sealed < visible; ++layer.sealed) {
     // What has left a sliding window is not looked at again.
     if (layer.sealed < first) continue;
-    FLASH_RETURN_IF_ERROR(seal_block(layer, layer.sealed));
+    FLASH_RETURN_IF_ERROR(seal_block(index, layer.sealed));
   }
   return Status();
 }
 
-Status KvCache::seal_block(Layer& layer, size_t b) {
+bool KvCache::room_for(uint64_t bytes) const {
+  return pool_.old_bytes + bytes <= pool_.old_limit();
+}
+
+void KvCache::make_old(const kernels::KvBlock& full, std::byte* out) const {
   const KvLayout& shape = layout();
-  const kernels::KvBlock& full = layer.full[b];
-  FLASH_CHECK(full.keys != nullptr);
+  std::byte* values = out + shape.old_key_bytes();
   if (shape.quant_bits == 0) {
-    layer.old[b] = full;
-    return Status();
+    std::memcpy(out, full.keys, shape.full_bytes());  // values behind keys
+    return;
   }
-  FLASH_ASSIGN_OR_RETURN(std::byte * old, pool_.old().take());
-  std::byte* values = old + shape.old_key_bytes();
   kernels::quantize_kv(full.keys,
                        shape.dtype,
                        shape.kv_heads,
                        shape.head_dim,
                        shape.quant_bits,
-                       old);
+                       out);
   kernels::quantize_kv(full.values,
                        shape.dtype,
                        shape.kv_heads,
                        shape.value_dim,
                        shape.quant_bits,
                        values);
-  layer.old[b] = {.keys = old, .values = values, .bits = shape.quant_bits};
+}
+
+Status KvCache::seal_block(size_t index, size_t b) {
+  Layer& layer = layers_[index];
+  const KvLayout& shape = layout();
+  const kernels::KvBlock& full = layer.full[b];
+  FLASH_CHECK(full.keys != nullptr);
+  if (shape.quant_bits == 0 && room_for(pool_.full().stride())) {
+    layer.old[b] = full;
+    pool_.old_bytes += pool_.full().stride();
+    return Status();
+  }
+  if (shape.quant_bits != 0 && room_for(pool_.old().stride())) {
+    FLASH_ASSIGN_OR_RETURN(std::byte * old, pool_.old().take());
+    make_old(full, old);
+    layer.old[b] = {.keys = old,
+                    .values = old + shape.old_key_bytes(),
+                    .bits = shape.quant_bits};
+    pool_.old_bytes += pool_.old().stride();
+    return Status();
+  }
+  if (pool_.file() == nullptr) {
+    return exhausted("the KV cache is full: raise --ram, or lower --ctx");
+  }
+  make_old(full, pool_.file()->payload());
+  FLASH_ASSIGN_OR_RETURN(layer.places[b],
+                         pool_.file()->put(static_cast<uint32_t>(index),
+                                           static_cast<uint32_t>(b)));
+  ++layer.on_disk;
   return Status();
 }
 
@@ -107,14 +151,23 @@ bool KvCache::spare(const Layer& layer, size_t b) const {
 
 void KvCache::drop_full(Layer& layer, size_t b) {
   if (layer.full[b].keys == nullptr) return;
-  if (layer.old[b].keys == layer.full[b].keys) layer.old[b] = {};
+  if (layer.old[b].keys == layer.full[b].keys) drop_old(layer, b);
   pool_.full().give(memory(layer.full[b]));
   layer.full[b] = {};
 }
 
 void KvCache::drop_old(Layer& layer, size_t b) {
-  if (layer.old[b].keys != nullptr && layer.old[b].bits != 0) {
+  if (layer.places[b].generation != 0) {
+    pool_.file()->give(layer.places[b]);
+    layer.places[b] = {};
+    --layer.on_disk;
+  }
+  if (layer.old[b].keys == nullptr) return;
+  if (layer.old[b].bits != 0) {
     pool_.old().give(memory(layer.old[b]));
+    pool_.old_bytes -= pool_.old().stride();
+  } else {
+    pool_.old_bytes -= pool_.full().stride();
   }
   layer.old[b] = {};
 }
@@ -148,7 +201,10 @@ void KvCache::commit(size_t length) {
       }
     }
     for (size_t b = gone; b > 0; --b) {
-      if (layer.old[b - 1].keys == nullptr) break;
+      if (layer.old[b - 1].keys == nullptr &&
+          layer.places[b - 1].generation == 0) {
+        break;
+      }
       drop_old(layer, b - 1);
     }
     layer.sealed = std::max(layer.sealed, gone);
@@ -163,6 +219,7 @@ bool KvCache::can_go_back(const Layer& layer,
   const size_t old = kv_old_blocks(length);
   for (size_t b = first; b < blocks_for(length); ++b) {
     const bool seen_old = b < old && b < layer.sealed;
+    if (seen_old && layer.places[b].generation != 0) continue;
     if ((seen_old ? layer.old[b] : layer.full[b]).keys == nullptr) return false;
   }
   return true;
@@ -184,8 +241,7 @@ bool KvCache::truncate(size_t length) {
       drop_old(layer, b);  // holds positions that are forgotten
       if (b >= blocks) drop_full(layer, b);
     }
-    layer.full.resize(std::min(layer.full.size(), blocks));
-    layer.old.resize(layer.full.size());
+    resize(layer, std::min(layer.full.size(), blocks));
     layer.sealed = std::min(layer.sealed, length / kBlock);
     layer.dropped = std::min(layer.dropped, blocks);
   }

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kv/kv_file.h"
 #include "kv/kv_pool.h"
 
 namespace mlx_flash {
@@ -69,6 +70,10 @@ class KvCache {
   std::span<const kernels::KvBlock> old(size_t layer) const {
     return layers_[layer].old;
   }
+  // Where old blocks lie in the file; generation 0: they do not.
+  std::span<const KvPlace> places(size_t layer) const {
+    return layers_[layer].places;
+  }
   // No query sees anything but full(): old versions are the same memory.
   bool plain(size_t layer) const {
     return layout().quant_bits == 0 && layers_[layer].on_disk == 0;
@@ -85,14 +90,19 @@ class KvCache {
     // One entry for each block; keys point at its memory, null: none.
     std::vector<kernels::KvBlock> full;
     std::vector<kernels::KvBlock> old;
+    std::vector<KvPlace> places;
     size_t sealed = 0;   // old versions below this block have been made
     size_t dropped = 0;  // full versions below this block are gone
     size_t on_disk = 0;
   };
 
-  Status seal_block(Layer& layer, size_t block);
+  Status seal_block(size_t index, size_t block);
+  void make_old(const kernels::KvBlock& full, std::byte* out) const;
+  // Whether old blocks may take `bytes` more of memory.
+  bool room_for(uint64_t bytes) const;
   void drop_full(Layer& layer, size_t block);
   void drop_old(Layer& layer, size_t block);
+  void resize(Layer& layer, size_t blocks);
   // Whether the full version of a sealed block is a copy that can go.
   bool spare(const Layer& layer, size_t block) const;
   bool can_go_back(const Layer& layer, size_t window, size_t length) const;

@@ -24,6 +24,10 @@ inline constexpr size_t kKvRollback = 64;
 inline constexpr size_t kKvTailTokens =
     2 * (kKvWindow + kKvRollback + 2 * kernels::kKvBlock);
 
+// Records of the ring through which blocks come back from the file: what keeps
+// a disk busy while others are used.
+inline constexpr size_t kKvRing = 12;
+
 // Blocks are whole pages of memory and of the disk.
 inline constexpr size_t kKvAlignment = 4096;
 

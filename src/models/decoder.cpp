@@ -183,7 +183,14 @@ ModelCosts Decoder::costs(bool stock, DType kv_dtype, int kv_quant) const {
     costs.kv_tail_tokens = kKvTailTokens;
     costs.kv_tail_bytes_per_token =
         kv.layers * kv.full_stride() / kernels::kKvBlock;
-    costs.kv_chunk_bytes_per_row = kv.full_stride() / kernels::kKvBlock;
+  }
+  if (!stock) {
+    // With old blocks elsewhere, one layer of a forward is whole at a time.
+    costs.kv_chunk_bytes_per_row =
+        kv_quant != 0 ? kv.full_stride() / kernels::kKvBlock : 0;
+    costs.kv_floor_bytes =
+        kv.layers * kv.full_stride() * (kKvTailTokens / kernels::kKvBlock) +
+        (kKvRing + 2) * (kv.old_stride() + kKvAlignment);
   }
   costs.kv_block_tokens = kernels::kKvBlock;
   // Dynamic rope goes on where the trained length ends.

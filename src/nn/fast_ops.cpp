@@ -12,6 +12,7 @@
 #include "kernels/fixed_point.h"
 #include "kernels/matmul.h"
 #include "kernels/vector_ops.h"
+#include "kv/kv_walk.h"
 #include "nn/table_rows.h"
 
 namespace mlx_flash::nn::fast {
@@ -307,8 +308,10 @@ struct Attention {
       begin(kv);
       const size_t old = kv_old_blocks(end - 1);
       const size_t first = first_key(begin_position) / kernels::kKvBlock;
-      if (first < old) {
-        join_old(kv, first, kv.old(layer).subspan(first, old - first));
+      for (KvWalk walk(kv, layer, std::min(first, old), old);;) {
+        FLASH_ASSIGN_OR_RETURN(const KvWalk::Piece piece, walk.next());
+        if (piece.blocks.empty()) break;
+        join_old(kv, piece.first, piece.blocks);
       }
       join_full(kv);
     }

@@ -63,7 +63,14 @@ struct Costs {
                            model.kv_chunk_bytes_per_row)),
                    mul(d.logit_rows, model.activation_bytes_per_logit_row)));
   }
+  // In memory.
   uint64_t kv(uint64_t tokens) const {
+    const uint64_t all = kv_all(tokens);
+    if (limits.kv_ram_bytes == 0 || model.kv_floor_bytes == 0) return all;
+    const uint64_t most = std::max(limits.kv_ram_bytes, model.kv_floor_bytes);
+    return std::min(all, round_up(most, limits.page_bytes));
+  }
+  uint64_t kv_all(uint64_t tokens) const {
     const uint64_t block = std::max<uint64_t>(1, model.kv_block_tokens);
     const uint64_t whole = round_up(tokens, block);
     return round_up(add(mul(whole, model.kv_bytes_per_token),
@@ -260,6 +267,7 @@ Result<Plan> make_plan(const Schedule& schedule,
   plan.context =
       limits.context > 0 ? limits.context : largest_context(costs, d);
   plan.kv_bytes_max = costs.kv(plan.context);
+  plan.kv_disk_bytes_max = costs.kv_all(plan.context) - plan.kv_bytes_max;
   d.kv_tokens = start_tokens(costs, d, plan.context);
   plan.kv_bytes = costs.kv(d.kv_tokens);
 

@@ -27,6 +27,8 @@ struct ModelCosts {
   uint64_t kv_tail_tokens = 0;
   uint64_t kv_tail_bytes_per_token = 0;
   uint64_t kv_chunk_bytes_per_row = 0;
+  // Least memory of a KV cache that may go to disk. 0: it may not.
+  uint64_t kv_floor_bytes = 0;
   // Memory of activations for a forward of T rows, want_logits for L of them:
   // fixed + T * per_row + L * per_logit_row.
   uint64_t activation_fixed_bytes = 0;
@@ -41,7 +43,9 @@ struct Limits {
   // By how much runtime_bytes may differ in another run. The minimum that is
   // named has room for it.
   uint64_t runtime_slack_bytes = 0;
-  uint64_t context = 0;            // tokens asked for; 0: auto
+  uint64_t context = 0;  // tokens asked for; 0: auto
+  // Memory of the KV cache, which beyond it lies on disk. 0: all in memory.
+  uint64_t kv_ram_bytes = 0;
   uint64_t prefill_rows = 0;       // tokens per pass asked for; 0: auto
   uint32_t ring_slots = 0;         // a ring there is already; 0: auto
   double disk_bytes_per_s = 0;     // 0: unknown, no prediction
@@ -63,9 +67,10 @@ struct Plan {
   uint64_t ring_bytes = 0;
   uint32_t ring_slots = 0;
   uint64_t slot_bytes = 0;
-  uint64_t kv_bytes = 0;          // set aside now
-  uint64_t kv_bytes_max = 0;      // at the full context; pins yield to it
-  uint64_t activation_bytes = 0;  // of kDecodeRows
+  uint64_t kv_bytes = 0;           // set aside now
+  uint64_t kv_bytes_max = 0;       // at the full context; pins yield to it
+  uint64_t kv_disk_bytes_max = 0;  // on disk, at the full context
+  uint64_t activation_bytes = 0;   // of kDecodeRows
   // More for prefill_rows and logit_rows. Pins yield to it while they run.
   uint64_t prefill_activation_bytes = 0;
   uint64_t small_tensor_bytes = 0;

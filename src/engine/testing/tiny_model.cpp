@@ -145,7 +145,7 @@ Status write_tiny_model(const TinyModel& model, const std::string& folder) {
                  {"num_key_value_heads", model.num_key_value_heads},
                  {"head_dim", model.head_dim},
                  {"vocab_size", model.vocab_size},
-                 {"max_position_embeddings", 1024},
+                 {"max_position_embeddings", model.max_position_embeddings},
                  {"rms_norm_eps", 3e-5},
                  {"rope_theta", 5000.0},
                  {"tie_word_embeddings", model.tie_word_embeddings}};

@@ -20,6 +20,7 @@ struct TinyModel {
   uint32_t num_key_value_heads = 2;
   uint32_t head_dim = 40;
   uint32_t vocab_size = 307;
+  uint32_t max_position_embeddings = 1024;
   uint32_t sliding_window = 0;  // of every second layer; 0: none
   bool tie_word_embeddings = false;
   // Of all matrices: f32, bf16, f16, or affine 4-bit groups of 64.
