@@ -24,5 +24,8 @@ CommandFn add_bench(CLI::App& app);
 CommandFn add_tokenize(CLI::App& app);
 CommandFn add_template(CLI::App& app);
 CommandFn add_inspect(CLI::App& app);
+CommandFn add_pull(CLI::App& app);
+CommandFn add_models(CLI::App& app);
+CommandFn add_rm(CLI::App& app);
 
 }  // namespace mlx_flash

@@ -73,8 +73,12 @@ void write_stderr(std::string_view text) {
   write_all(STDERR_FILENO, text);
 }
 
+Status already_said(StatusCode code) {
+  return Status(code, std::string());
+}
+
 void print_error(const Status& status) {
-  if (is_pipe_closed(status)) return;
+  if (is_pipe_closed(status) || status.message().empty()) return;
   write_stderr(
       fmt::format("mlx-flash: error: {}\n", one_line(status.message())));
 }

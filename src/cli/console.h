@@ -35,6 +35,9 @@ Status write_json_line(const Json& value);
 Status pipe_closed();
 bool is_pipe_closed(const Status& status);
 
+// A failure that another process has told about: it sets the exit code only.
+Status already_said(StatusCode code);
+
 // Best effort: nothing can be said when stderr fails.
 void write_stderr(std::string_view text);
 

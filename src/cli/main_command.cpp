@@ -70,11 +70,32 @@ constexpr CommandRow kCommands[] = {
      "Architecture, tensors, quantisation, bytes",
      "Reads headers only, no weights.",
      add_inspect},
+    {"pull",
+     "[options] org/name[@revision][:file]",
+     "Downloads a model from the hub, resumable and verified",
+     "Into the cache that Python's huggingface_hub uses too; HF_TOKEN, "
+     "HF_HOME, "
+     "HF_ENDPOINT\nand proxies are honoured. --model org/name does the same "
+     "where it is needed.\n"
+     "Example: mlx-flash pull mlx-community/Llama-3.2-1B-Instruct-4bit --plan "
+     "--ram 2",
+     add_pull},
+    {"models",
+     "[options]",
+     "What the hub cache holds",
+     "Example: mlx-flash models --json",
+     add_models},
+    {"rm",
+     "[options] org/name[@revision][:file]",
+     "Removes a model from the hub cache",
+     "Files that another revision shares stay.\n"
+     "Example: mlx-flash rm mlx-community/Llama-3.2-1B-Instruct-4bit --yes",
+     add_rm},
 };
 
 // Promised, not there yet: better a clear answer than "unknown".
 constexpr std::string_view kLaterCommands[] = {
-    "serve", "pull", "models", "rm", "convert", "monitor", "doctor"};
+    "serve", "convert", "monitor", "doctor"};
 constexpr std::string_view kLaterOptions[] = {"--modelfile",
                                               "--session",
                                               "--moe-top-k",
@@ -118,7 +139,10 @@ bool takes_value(std::string_view flag) {
                                          "--jsonl",
                                          "--decode",
                                          "--no-special",
-                                         "--no-generation-prompt"};
+                                         "--no-generation-prompt",
+                                         "--plan",
+                                         "--yes",
+                                         "-y"};
   return flag.find('=') == flag.npos &&
          std::find(std::begin(kAlone), std::end(kAlone), flag) ==
              std::end(kAlone);

@@ -5,9 +5,12 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <regex>
 #include <system_error>
+
+#include "cli/hub_model.h"
+#include "hub/local.h"
+#include "hub/names.h"
+#include "hub/selection.h"
 
 namespace mlx_flash {
 namespace {
@@ -26,33 +29,15 @@ bool is_there(const fs::path& path) {
   return fs::exists(path, error);
 }
 
-fs::path hub_cache() {
-  if (auto cache = environment("HF_HUB_CACHE"); !cache.empty()) return cache;
-  if (auto home = environment("HF_HOME"); !home.empty()) {
-    return fs::path(home) / "hub";
-  }
-  if (auto cache = environment("XDG_CACHE_HOME"); !cache.empty()) {
-    return fs::path(cache) / "huggingface" / "hub";
-  }
-  return fs::path(environment("HOME")) / ".cache" / "huggingface" / "hub";
-}
-
-// The snapshot that "main" of a hub repository points at; empty if the cache
-// does not have it.
-fs::path hub_snapshot(const std::string& id) {
-  std::string folder = "models--" + id;
-  folder.replace(folder.find('/'), 1, "--");
-  const fs::path root = hub_cache() / folder;
-  std::ifstream ref(root / "refs" / "main");
-  std::string commit;
-  if (!(ref >> commit) || commit.find('/') != commit.npos) return {};
-  const fs::path snapshot = root / "snapshots" / commit;
-  return is_there(snapshot) ? snapshot : fs::path();
-}
-
-bool looks_like_hub_id(const std::string& model) {
-  static const std::regex kId("[A-Za-z0-9][\\w.-]*/[A-Za-z0-9][\\w.-]*");
-  return std::regex_match(model, kId);
+// The GGUF file that --file names in a folder.
+Result<std::string> file_of_folder(const std::string& folder,
+                                   const std::string& file) {
+  FLASH_RETURN_IF_ERROR(hub::check_file_name(file));
+  hub::Choice choice;
+  choice.file = file;
+  const auto selection = hub::select_files(hub::snapshot_files(folder), choice);
+  if (!selection.ok()) return selection.status().at("--model " + folder);
+  return folder + "/" + selection->entry;
 }
 
 }  // namespace
@@ -69,29 +54,41 @@ std::string cache_folder() {
 #endif
 }
 
-Result<std::string> resolve_model(const std::string& model) {
+bool is_hub_id(const std::string& model) {
+  return !is_there(model) && !model.ends_with(".gguf") &&
+         hub::looks_like_repo(model);
+}
+
+Result<std::string> resolve_model(const ModelRequest& request) {
+  const std::string& model = request.model;
+  if (is_hub_id(model)) return hub_model(request);
+  if (!request.revision.empty()) {
+    return invalid_input(
+        "--revision is for a hub id: --model org/name --revision R");
+  }
   if (model.empty()) {
+    if (!request.file.empty()) {
+      return invalid_input("--file needs a --model that it is a file of");
+    }
     const std::string path = cache_folder() + "/" + kDefaultModel;
     if (is_there(path)) return path;
     return invalid_input(
-        "no model given: use --model PATH, a model folder or a .gguf file "
-        "(`make run` fetches a small default model)");
+        "no model given: use --model M, a model folder, a .gguf file or a hub "
+        "id org/name (`make run` fetches a small default model)");
   }
-  if (is_there(model)) return model;
-  if (looks_like_hub_id(model)) {
-    const fs::path snapshot = hub_snapshot(model);
-    if (!snapshot.empty()) return snapshot.string();
+  if (!is_there(model)) {
     return invalid_input(fmt::format(
-        "--model {0}: no such folder or file, and the hub cache {1} does not "
-        "hold {0}; downloads are not available yet: fetch it with "
-        "`huggingface-cli download {0}`",
-        model,
-        hub_cache().string()));
+        "--model {}: no such folder or file: give a model folder, a .gguf file "
+        "or a hub id org/name",
+        model));
   }
-  return invalid_input(fmt::format(
-      "--model {}: no such folder or file: give a model folder, a .gguf file "
-      "or a hub id org/name",
-      model));
+  std::error_code error;
+  if (request.file.empty()) return model;
+  if (!fs::is_directory(model, error)) {
+    return invalid_input(
+        fmt::format("--file {}: {} is a file already", request.file, model));
+  }
+  return file_of_folder(model, request.file);
 }
 
 std::string model_name_of(const std::string& path) {

@@ -201,13 +201,30 @@ void add_model_options(CLI::App& app, ModelOptions& options) {
             "--model,-m",
             "M",
             "Model folder (Hugging Face or MLX layout), .gguf file, or hub id "
-            "org/name",
+            "org/name (downloaded if it is not there)",
             [&options](const std::string& text) {
               options.model = text;
               return text.empty() ? invalid_input("the path is empty")
                                   : Status();
             })
       ->group(kModelGroup);
+  const auto part = [&app](const char* flag,
+                           const char* type,
+                           std::string& target,
+                           const char* help) {
+    add_value(app, flag, type, help, [&target](const std::string& text) {
+      target = text;
+      return text.empty() ? invalid_input("the text is empty") : Status();
+    })->group(kModelGroup);
+  };
+  part("--file",
+       "NAME",
+       options.file,
+       "Of a model's GGUF files this one: a name or a quantisation (Q4_K_M)");
+  part("--revision",
+       "R",
+       options.revision,
+       "Branch, tag or commit of a hub id (default: main)");
   add_value(app,
             "--model-name",
             "NAME",
@@ -400,11 +417,34 @@ void add_text_options(CLI::App& app, TextOptions& options) {
       app, "text", "TEXT", "The same as --text; -: stdin", keep(options.text));
 }
 
-Result<std::string> ModelOptions::resolve() const {
+void ModelOptions::set_level() const {
   set_log_level(debug   ? LogLevel::kDebug
                 : quiet ? LogLevel::kQuiet
                         : LogLevel::kWarning);
-  return resolve_model(model);
+}
+
+Result<std::string> ModelOptions::resolve() const {
+  set_level();
+  return resolve_model(request());
+}
+
+ModelRequest ModelOptions::request() const {
+  ModelRequest request;
+  request.model = model;
+  request.file = file;
+  request.revision = revision;
+  request.text_only = text_only;
+  request.quiet = quiet;
+  request.debug = debug;
+  return request;
+}
+
+ModelRequest EngineOptions::engine_request() const {
+  ModelRequest all = request();
+  all.ram_bytes = config.ram_bytes;
+  all.context = config.context;
+  all.kv_quant = config.kv_quant;
+  return all;
 }
 
 std::string ModelOptions::name(const std::string& resolved) const {
@@ -413,7 +453,8 @@ std::string ModelOptions::name(const std::string& resolved) const {
 
 Result<Config> EngineOptions::resolve_config() const {
   if (!trace.empty()) FLASH_RETURN_IF_ERROR(check_writable(trace, "--trace"));
-  FLASH_ASSIGN_OR_RETURN(std::string path, resolve());
+  set_level();
+  FLASH_ASSIGN_OR_RETURN(std::string path, resolve_model(engine_request()));
   Config copy = config;
   copy.model = std::move(path);
   return copy;

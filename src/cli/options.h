@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/model_path.h"
 #include "mlx_flash/config.h"
 #include "mlx_flash/engine.h"
 #include "mlx_flash/status.h"
@@ -31,15 +32,26 @@ Status assign(Result<T> result, U& target) {
   return Status();
 }
 
-// --model, --model-name, --quiet, --debug: every command that needs a model.
+// --model, --file, --revision, --model-name, --quiet, --debug: every command
+// that needs a model.
 struct ModelOptions {
-  std::string model;  // as given; empty: the default model
+  std::string model;     // as given; empty: the default model
+  std::string file;      // of a repository or folder: a GGUF file
+  std::string revision;  // of a hub repository
   std::string model_name;
   bool quiet = false;
   bool debug = false;
+  bool text_only = false;  // a command that needs no weights
+
+  // The log level as asked for.
+  void set_level() const;
+
+  // What resolve() asks for.
+  ModelRequest request() const;
 
   // The folder or file behind --model (a hub id is looked up in the hub
-  // cache), with the log level set as asked. Fails with what to do.
+  // cache, downloaded where it is missing), with the log level set as asked.
+  // Fails with what to do.
   Result<std::string> resolve() const;
 
   // What reports call the model: --model-name, else the file's or folder's
@@ -55,6 +67,9 @@ struct EngineOptions : ModelOptions {
 
   // Writes the trace if one was asked for; says so if it is not whole.
   Status write_trace(const Engine& engine) const;
+
+  // request() with what a download should be planned for.
+  ModelRequest engine_request() const;
 
   // The configuration with its model resolved; fails as resolve() does.
   Result<Config> resolve_config() const;

@@ -8,7 +8,9 @@
 #include "cli/bench_disk.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/hub_model.h"
 #include "cli/options.h"
+#include "cli/pull.h"
 #include "cli/report.h"
 
 namespace mlx_flash {
@@ -19,7 +21,24 @@ struct PlanOptions {
   bool json = false;
 };
 
+// Of a model that is not downloaded the headers are enough.
+Result<int> plan_remote(const PlanOptions& options) {
+  PullRequest request;
+  FLASH_ASSIGN_OR_RETURN(request.ref, hub_ref(options.engine.engine_request()));
+  request.choice.file = request.ref.file;
+  request.config = options.engine.config;
+  request.plan_only = true;
+  request.json = options.json;
+  request.quiet = options.engine.quiet;
+  return pull_model(request);
+}
+
 Result<int> plan(const PlanOptions& options) {
+  if (is_hub_id(options.engine.model)) {
+    FLASH_ASSIGN_OR_RETURN(const bool cached,
+                           is_in_hub_cache(options.engine.engine_request()));
+    if (!cached) return plan_remote(options);
+  }
   FLASH_ASSIGN_OR_RETURN(Config config, options.engine.resolve_config());
   FLASH_ASSIGN_OR_RETURN(config.disk_bytes_per_s,
                          disk_speed(config.model, config.io));

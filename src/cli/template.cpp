@@ -127,6 +127,7 @@ Result<int> run_template(const TemplateOptions& options) {
 CommandFn add_template(CLI::App& app) {
   auto options = std::make_shared<TemplateOptions>();
   add_model_options(app, options->model);
+  options->model.text_only = true;
   TemplateOptions& o = *options;
   const auto path =
       [&app](const char* flag, std::string& target, const char* help) {

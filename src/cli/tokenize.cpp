@@ -152,6 +152,7 @@ Result<int> tokenize(const TokenizeOptions& options) {
 CommandFn add_tokenize(CLI::App& app) {
   auto options = std::make_shared<TokenizeOptions>();
   add_model_options(app, options->model);
+  options->model.text_only = true;
   add_text_options(app, options->text);
   app.add_flag("--decode", options->decode, "Ids to text")->group("Prompt");
   app.add_flag("--no-special",

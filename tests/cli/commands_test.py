@@ -217,13 +217,13 @@ class Usage(Case):
     def test_help_lists_what_there_is(self):
         out = self.succeed("--help")
         for name in ("run", "chat", "score", "plan", "tokenize", "template",
-                     "inspect"):
+                     "inspect", "pull", "models", "rm"):
             self.assertRegex(out, rf"(?m)^  {name} ")
             self.assertIn(f"Usage: mlx-flash {name}",
                           self.succeed(name, "--help"))
             self.assertEqual(self.succeed("help", name),
                              self.succeed(name, "--help"))
-        for name in ("serve", "pull", "monitor", "doctor", "convert"):
+        for name in ("serve", "monitor", "doctor", "convert"):
             self.assertNotIn(name, out)
         self.assertLessEqual(max(map(len, out.splitlines())), 80)
 
@@ -232,8 +232,7 @@ class Usage(Case):
                          r"^mlx-flash \d+\.\d+\.\d+ .*MLX \d+\.\d+\.\d+")
 
     def test_what_is_not_there_yet_says_so(self):
-        for name in ("serve", "pull", "models", "rm", "convert", "monitor",
-                     "doctor"):
+        for name in ("serve", "convert", "monitor", "doctor"):
             self.fail_with(2, name, says=(name, "not available yet"))
         self.fail_with(2, "run", "-p", "a", "--session", "s",
                        says=("--session", "not available yet"))

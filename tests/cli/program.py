@@ -29,6 +29,7 @@ class Case(unittest.TestCase):
             **os.environ,
             "MLX_FLASH_CACHE": str(self.folder / "cache"),
             "HF_HOME": str(self.folder / "hub"),
+            "HF_HUB_OFFLINE": "1",  # no test needs the network
         }
         for name in ("HF_HUB_CACHE", "XDG_CACHE_HOME"):
             self.environment.pop(name, None)
