@@ -58,6 +58,14 @@ struct Config {
   // Reads under way at once. 0: planned.
   int queue_depth = 0;
 
+  // Whether weights are read while others are computed with, and whether reads
+  // are paced where computing is the bottleneck. Changes no bit.
+  bool read_ahead = true;
+  bool bandwidth_controller = true;
+
+  // The most to read from the disk, bytes per second. 0: no limit.
+  double disk_limit_bytes_per_s = 0;
+
   // What the disk gives, bytes per second: only predictions use it. 0: unknown.
   double disk_bytes_per_s = 0;
 

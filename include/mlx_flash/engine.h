@@ -120,7 +120,14 @@ class Engine {
 
   // Changes the budget while running; sessions keep their context. Refused,
   // and nothing changed, if it cannot work.
+  // 0: what the machine has. Between forwards the budget also follows what the
+  // machine and its control groups allow, down at once and up after a while,
+  // but never above what was asked for.
   Status set_ram(uint64_t ram_bytes);
+
+  // The same at the next token, from any thread. A budget that cannot work is
+  // refused with a warning.
+  void set_limit(uint64_t ram_bytes);
 
   // Writes what was recorded since open() (Config::trace_events) as a Chrome
   // trace, which ui.perfetto.dev opens. Returns the number of events that found

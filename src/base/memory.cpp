@@ -190,6 +190,20 @@ std::optional<uint64_t> parse_stat_field(std::string_view text,
   return std::nullopt;
 }
 
+std::optional<double> parse_pressure_total(std::string_view text) {
+  while (!text.empty()) {
+    std::string_view line = take_until(text, '\n');
+    if (take_until(line, ' ') != "some") continue;
+    while (!line.empty()) {
+      std::string_view word = take_until(line, ' ');
+      if (take_until(word, '=') != "total") continue;
+      const auto micros = take_number(word);
+      if (micros) return static_cast<double>(*micros) * 1e-6;
+    }
+  }
+  return std::nullopt;
+}
+
 std::optional<uint64_t> parse_cgroup_limit(std::string_view text) {
   const auto value = take_number(text);
   if (!value || !trim(text).empty() || *value >= kUnlimited) {
@@ -219,10 +233,11 @@ std::vector<CgroupFolders> parse_cgroup_folders(std::string_view cgroup,
 
 CgroupMemory read_cgroup_memory(const std::vector<CgroupFolders>& hierarchies,
                                 const ReadText& read) {
-  const Version v1 = {{"memory.limit_in_bytes"},
+  const Version v1 = {{"memory.limit_in_bytes", "memory.soft_limit_in_bytes"},
                       "memory.usage_in_bytes",
                       {"total_inactive_file", "total_active_file"}};
-  // Above memory.high the kernel slows the group down until it stands still.
+  // Above memory.high the kernel slows the group down until it stands still;
+  // v1's soft limit is where it takes from first.
   const Version v2 = {{"memory.max", "memory.high"},
                       "memory.current",
                       {"inactive_file", "active_file"}};
@@ -244,16 +259,27 @@ CgroupMemory read_cgroup_memory(const std::vector<CgroupFolders>& hierarchies,
   return memory;
 }
 
-uint64_t available_ram(const MachineMemory& machine,
-                       const CgroupMemory& cgroup,
-                       uint64_t resident_bytes) {
+uint64_t allowed_ram(const MachineMemory& machine,
+                     const CgroupMemory& cgroup,
+                     uint64_t resident_bytes) {
   uint64_t free = machine.available_bytes;
   if (cgroup.room_bytes) free = std::min(free, *cgroup.room_bytes);
   // The budget is of the whole process, and what it holds is taken already.
   uint64_t whole = free + std::min(resident_bytes, kUnlimited);
   if (cgroup.limit_bytes) whole = std::min(whole, *cgroup.limit_bytes);
-  const uint64_t margin = std::clamp(whole / 20, kMarginMin, kMarginMax);
-  return whole - std::min(whole, margin);
+  return whole;
+}
+
+uint64_t ram_margin(uint64_t allowed_bytes) {
+  return std::min(allowed_bytes,
+                  std::clamp(allowed_bytes / 20, kMarginMin, kMarginMax));
+}
+
+uint64_t available_ram(const MachineMemory& machine,
+                       const CgroupMemory& cgroup,
+                       uint64_t resident_bytes) {
+  const uint64_t whole = allowed_ram(machine, cgroup, resident_bytes);
+  return whole - ram_margin(whole);
 }
 
 uint64_t available_ram() {

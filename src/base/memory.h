@@ -49,6 +49,19 @@ uint64_t available_ram(const MachineMemory& machine,
                        const CgroupMemory& cgroup,
                        uint64_t resident_bytes);
 
+// The same without a margin: where more than this is taken, somebody suffers.
+uint64_t allowed_ram(const MachineMemory& machine,
+                     const CgroupMemory& cgroup,
+                     uint64_t resident_bytes);
+
+// What an automatic budget leaves of that to others.
+uint64_t ram_margin(uint64_t allowed_bytes);
+
+// Seconds that some task of this process's control group (v2) or of the machine
+// waited for memory, since it began ("some total" of Linux's pressure stall
+// information). Nothing where the system does not tell.
+std::optional<double> memory_stall_seconds();
+
 // Bytes of the file that lie in the page cache, in whole pages.
 Result<uint64_t> cached_file_bytes(const std::string& path);
 
@@ -70,6 +83,9 @@ std::optional<uint64_t> parse_stat_field(std::string_view text,
 // A file of one number. Nothing for "max", for v1's way of saying so (a number
 // of 2^60 and more), and for what is no number.
 std::optional<uint64_t> parse_cgroup_limit(std::string_view text);
+
+// "some ... total=123" (microseconds) of a pressure file, in seconds.
+std::optional<double> parse_pressure_total(std::string_view text);
 
 // A folder with the files of a control group, from the process's own
 // group up to the root of the mount, and which version it is.

@@ -20,6 +20,16 @@ Result<uint64_t> field_of(const std::string& path, std::string_view key) {
   return *value;
 }
 
+std::optional<std::string> read_text(const std::string& path) {
+  auto text = read_whole_file(path, kProcBytesMax);
+  return text.ok() ? std::optional(std::move(text).value()) : std::nullopt;
+}
+
+std::vector<CgroupFolders> cgroup_folders() {
+  return parse_cgroup_folders(read_text("/proc/self/cgroup").value_or(""),
+                              read_text("/proc/self/mountinfo").value_or(""));
+}
+
 }  // namespace
 
 Result<ProcessMemory> process_memory() {
@@ -52,14 +62,18 @@ Result<MachineMemory> machine_memory() {
 }
 
 CgroupMemory cgroup_memory() {
-  const ReadText read = [](const std::string& path) {
-    auto text = read_whole_file(path, kProcBytesMax);
-    return text.ok() ? std::optional(std::move(text).value()) : std::nullopt;
-  };
-  return read_cgroup_memory(
-      parse_cgroup_folders(read("/proc/self/cgroup").value_or(""),
-                           read("/proc/self/mountinfo").value_or("")),
-      read);
+  return read_cgroup_memory(cgroup_folders(), read_text);
+}
+
+std::optional<double> memory_stall_seconds() {
+  for (const CgroupFolders& hierarchy : cgroup_folders()) {
+    if (!hierarchy.v2 || hierarchy.folders.empty()) continue;
+    const auto own = read_text(hierarchy.folders.front() + "/memory.pressure");
+    if (const auto seconds = parse_pressure_total(own.value_or(""))) {
+      return seconds;
+    }
+  }
+  return parse_pressure_total(read_text("/proc/pressure/memory").value_or(""));
 }
 
 Result<uint64_t> process_read_bytes() {

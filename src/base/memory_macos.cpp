@@ -53,6 +53,10 @@ Result<MachineMemory> machine_memory() {
   return MachineMemory{total, std::min<uint64_t>(total, pages * page)};
 }
 
+std::optional<double> memory_stall_seconds() {
+  return std::nullopt;
+}
+
 CgroupMemory cgroup_memory() {
   return {};
 }

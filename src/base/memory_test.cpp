@@ -125,6 +125,36 @@ TEST(CgroupMemory, HasNoLimitWithoutFiles) {
   EXPECT_EQ(memory.room_bytes, std::nullopt);
 }
 
+TEST(CgroupMemory, TakesVersion1sSoftLimitToo) {
+  const auto memory =
+      read_cgroup_memory({{false, {"/m"}}},
+                         reader({{"/m/memory.limit_in_bytes", "200000\n"},
+                                 {"/m/memory.soft_limit_in_bytes", "120000\n"},
+                                 {"/m/memory.usage_in_bytes", "90000\n"}}));
+  EXPECT_EQ(memory.limit_bytes, 120'000U);
+  EXPECT_EQ(memory.room_bytes, 30'000U);
+}
+
+TEST(AllowedRam, HasNoMargin) {
+  const MachineMemory machine{32'000'000'000, 10'000'000'000};
+  EXPECT_EQ(allowed_ram(machine, {}, 7), 10'000'000'007U);
+  EXPECT_EQ(allowed_ram(machine, {64'000'000, 30'000'000}, 4'000'000),
+            34'000'000U);
+  EXPECT_EQ(allowed_ram(machine, {64'000'000, 64'000'000}, 50'000'000),
+            64'000'000U);
+}
+
+TEST(MemoryPressure, ReadsTheTotalOfSome) {
+  // Recorded from Linux 6.1.
+  EXPECT_EQ(parse_pressure_total(
+                "some avg10=0.12 avg60=0.05 avg300=0.00 total=2500000\n"
+                "full avg10=0.00 avg60=0.00 avg300=0.00 total=99\n"),
+            2.5);
+  EXPECT_EQ(parse_pressure_total("full avg10=0.00 total=99\n"), std::nullopt);
+  EXPECT_EQ(parse_pressure_total("some avg10=0.00 total=many\n"), std::nullopt);
+  EXPECT_EQ(parse_pressure_total(""), std::nullopt);
+}
+
 TEST(AvailableRam, IsTheTightestLessAMargin) {
   const MachineMemory machine{32'000'000'000, 10'000'000'000};
   EXPECT_EQ(available_ram(machine, {}, 0), 9'500'000'000U);

@@ -96,13 +96,8 @@ constexpr CommandRow kCommands[] = {
 // Promised, not there yet: better a clear answer than "unknown".
 constexpr std::string_view kLaterCommands[] = {
     "serve", "convert", "monitor", "doctor"};
-constexpr std::string_view kLaterOptions[] = {"--modelfile",
-                                              "--session",
-                                              "--moe-top-k",
-                                              "--no-learn",
-                                              "--disk-limit",
-                                              "--no-pipeline",
-                                              "--no-controller"};
+constexpr std::string_view kLaterOptions[] = {
+    "--modelfile", "--session", "--moe-top-k", "--no-learn"};
 
 constexpr const char* kExamples =
     "Examples:\n"

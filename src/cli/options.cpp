@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/size.h"
 #include "cli/console.h"
 #include "cli/model_path.h"
 #include "cli/values.h"
@@ -66,6 +67,13 @@ Result<uint64_t> count_or_auto(const std::string& text, uint64_t max) {
   return parse_count(text, 1, max);
 }
 
+Result<uint64_t> parse_rate(const std::string& text) {
+  FLASH_ASSIGN_OR_RETURN(const uint64_t rate, parse_size(text));
+  if (rate == 0)
+    return invalid_input("0 bytes per second: nothing could be read");
+  return rate;
+}
+
 void add_kv_options(CLI::App& app, Config& config) {
   add_value(app,
             "--kv-type",
@@ -108,17 +116,8 @@ void add_kv_options(CLI::App& app, Config& config) {
       ->group(kAdvancedGroup);
 }
 
-void add_advanced_options(CLI::App& app, Config& config) {
-  add_value(app,
-            "--kernels",
-            "auto|fast|stock",
-            "fast: the same bits for any budget and thread count; stock: "
-            "MLX's own operations, equal to mlx-lm",
-            [&config](const std::string& text) {
-              return assign(parse_kernels(text), config.kernels);
-            })
-      ->group(kAdvancedGroup);
-  add_kv_options(app, config);
+// How weights come from the disk.
+void add_reading_options(CLI::App& app, Config& config) {
   add_value(app,
             "--io",
             "auto|uring|threads",
@@ -151,6 +150,22 @@ void add_advanced_options(CLI::App& app, Config& config) {
             [&config](const std::string& text) {
               return assign(count_or_auto(text, 1024), config.queue_depth);
             })
+      ->group(kAdvancedGroup);
+  add_value(app,
+            "--disk-limit",
+            "SIZE",
+            "Bytes per second to read from the disk, at most (default: none)",
+            [&config](const std::string& text) {
+              return assign(parse_rate(text), config.disk_limit_bytes_per_s);
+            })
+      ->group(kAdvancedGroup);
+  app.add_flag("!--no-pipeline",
+               config.read_ahead,
+               "Read weights only when they are needed")
+      ->group(kAdvancedGroup);
+  app.add_flag("!--no-controller",
+               config.bandwidth_controller,
+               "Never pace reads for the sake of computing")
       ->group(kAdvancedGroup);
 }
 
@@ -293,7 +308,17 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
               return assign(count_or_auto(text, 1024), config.threads);
             })
       ->group(kModelGroup);
-  add_advanced_options(app, config);
+  add_value(app,
+            "--kernels",
+            "auto|fast|stock",
+            "fast: the same bits for any budget and thread count; stock: "
+            "MLX's own operations, equal to mlx-lm",
+            [&config](const std::string& text) {
+              return assign(parse_kernels(text), config.kernels);
+            })
+      ->group(kAdvancedGroup);
+  add_kv_options(app, config);
+  add_reading_options(app, config);
 }
 
 void add_sampling_options(CLI::App& app, GenerateOptions& options) {

@@ -21,6 +21,7 @@
 #include "base/thread_pool.h"
 #include "base/trace.h"
 #include "checkpoint/checkpoint.h"
+#include "engine/session_state.h"
 #include "io/file.h"
 #include "io/read_queue.h"
 #include "kv/kv_cache.h"
@@ -30,37 +31,12 @@
 #include "mlx_flash/text.h"
 #include "models/decoder.h"
 #include "nn/context.h"
+#include "residency/live_budget.h"
 #include "residency/plan.h"
 #include "residency/row_reader.h"
 #include "residency/tile_stream.h"
 
 namespace mlx_flash {
-
-class Core;
-
-// The mutable part of a session: what its tokens left behind.
-// `length` tokens, positions [0, length), have keys and values.
-class SessionState {
- public:
-  explicit SessionState(Core& core);
-
-  size_t length() const { return length_; }
-  // Forgets positions from `length` on. False if the cache cannot go back
-  // (stock, past a sliding window): then everything is forgotten.
-  bool truncate(size_t length);
-
-  std::atomic<bool>& interrupted() { return interrupted_; }
-
- private:
-  friend class Core;
-  // Brings the caches back to length_, after a step that failed. As truncate().
-  bool restore();
-
-  std::unique_ptr<KvCache> kv_;  // fast
-  nn::StockKv stock_kv_;         // stock
-  size_t length_ = 0;
-  std::atomic<bool> interrupted_{false};
-};
 
 struct BatchRow {
   SessionState* session = nullptr;
@@ -80,6 +56,10 @@ class Core {
     // in every run.
     std::optional<uint64_t> runtime_bytes;
     KvFile::WriteFn write_kv;  // instead of pwrite for the KV file
+    // What the machine allows, instead of asking it. With runtime_bytes set and
+    // without this, the budget stays as it is.
+    std::function<LiveBudget::Sample()> sample_memory;
+    std::function<double()> memory_clock;  // seconds, for sample_memory
   };
 
   static Result<std::unique_ptr<Core>> open(const Config& config,
@@ -91,8 +71,8 @@ class Core {
   ~Core();
 
   // Runs one forward. Rows of a session stand in order of position, the first
-  // at its length(); in stock all rows are of one session. At most
-  // prefill_rows() rows. Calls `row` for each that does, in order, with its
+  // at its length(); in stock all rows are of one session, and at most
+  // prefill_rows(). Calls `row` for each that does, in order, with its
   // index in the batch and its logits, valid during the call. With `normalised`
   // they may be log-probabilities, as mlx-lm's samplers see them. On failure no
   // session has changed its length; their caches are as before. `layer` is
@@ -105,8 +85,12 @@ class Core {
                  bool normalised = false,
                  const LayerFn& layer = nullptr);
 
-  // Moves to another budget; refused, and nothing changed, if it cannot work.
+  // Moves to another budget (0: what the machine has) and follows that from now
+  // on; refused, and nothing changed, if it cannot work.
   Status set_ram(uint64_t ram_bytes);
+  // The same from any thread, at the next forward; one that cannot work is
+  // refused with a warning.
+  void request_ram(uint64_t ram_bytes) { requested_ram_ = ram_bytes; }
 
   Result<uint64_t> write_trace(const std::string& path) const;
 
@@ -137,6 +121,14 @@ class Core {
 
   uint64_t arena_budget(uint64_t ram_bytes) const;
 
+  void watch_memory(const Hooks& hooks);
+  void follow_memory();
+  Status move_budget(uint64_t ram_bytes);
+
+  Status forward_once(std::span<const BatchRow> batch,
+                      size_t first,
+                      const RowFn& row,
+                      bool normalised);
   Status check(std::span<const BatchRow> batch) const;
   Status ensure_kv(std::span<const BatchRow> batch);
   Status ensure_stock_kv(std::span<const BatchRow> batch);
@@ -177,6 +169,14 @@ class Core {
   size_t scratch_rows_ = 0;      // a forward may have now
   uint64_t lent_bytes_ = 0;      // of pins, to the activations of a prompt
   uint64_t stock_kv_bytes_ = 0;  // set aside for caches in MLX's memory
+
+  static constexpr uint64_t kNoRequest = UINT64_MAX;
+  std::atomic<uint64_t> requested_ram_{kNoRequest};
+  std::function<LiveBudget::Sample()> sample_memory_;  // empty: not followed
+  std::function<double()> memory_clock_;
+  std::optional<LiveBudget> live_;
+  double next_sample_ = 0;
+  uint64_t refused_ram_ = 0;  // said so already
   // In the order of construction; destroyed backwards.
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<KvPool> kv_pool_;

@@ -184,11 +184,17 @@ Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
   limits.ram_bytes = ram_bytes;
   limits.runtime_bytes = runtime_bytes;
   limits.runtime_slack_bytes = runtime_slack_bytes_;
+  limits.runtime_spare_bytes = runtime_slack_bytes_ > 0 ? kReserveBytes / 2 : 0;
   limits.context = config_.context;
   limits.kv_ram_bytes = stock() ? 0 : config_.kv_ram_bytes;
   limits.prefill_rows = stock() ? 1 : config_.prefill_rows;
   limits.page_bytes = Arena::system_page_bytes();
   limits.disk_bytes_per_s = config_.disk_bytes_per_s;
+  const double most = config_.disk_limit_bytes_per_s;
+  if (most > 0 &&
+      (config_.disk_bytes_per_s == 0 || config_.disk_bytes_per_s > most)) {
+    limits.disk_bytes_per_s = most;
+  }
   return limits;
 }
 
@@ -205,6 +211,7 @@ Status Core::make_plan(const Hooks& hooks) {
   }
   const uint64_t ram =
       config_.ram_bytes != 0 ? config_.ram_bytes : available_ram();
+  return_free_memory();  // what opening used is not held
   FLASH_ASSIGN_OR_RETURN(const ProcessMemory held, process_memory());
   if (runtime_bytes_ == 0) {
     runtime_bytes_ =
@@ -264,11 +271,19 @@ Status Core::start(const Hooks& hooks) {
 
   ReadQueueOptions options;
   if (config_.queue_depth > 0) options.depth = config_.queue_depth;
+  options.bytes_per_s = config_.disk_limit_bytes_per_s;
   queue_ = make_read_queue(io_kind(config_.io), options);
   if (hooks.wrap_queue) queue_ = hooks.wrap_queue(std::move(queue_));
   if (trace_) queue_ = make_traced_read_queue(std::move(queue_), *trace_);
   FLASH_ASSIGN_OR_RETURN(
-      tiles_, TileStream::create(*schedule_, plan_, *arena_, *queue_, files_));
+      tiles_,
+      TileStream::create(*schedule_,
+                         plan_,
+                         *arena_,
+                         *queue_,
+                         files_,
+                         {.read_ahead = config_.read_ahead,
+                          .controller = config_.bandwidth_controller}));
   if (trace_) {
     tiles_ = make_traced_tile_stream(
         std::move(tiles_), *schedule_, *queue_, *trace_);
@@ -292,6 +307,7 @@ Status Core::start(const Hooks& hooks) {
   } else {
     reserve_scratch(kDecodeRows);
   }
+  watch_memory(hooks);
   return Status();
 }
 
@@ -320,38 +336,6 @@ Result<uint64_t> Core::write_trace(const std::string& path) const {
     return schedule_->matrices()[schedule_->tiles()[tile].matrix].name;
   }));
   return trace_->dropped();
-}
-
-// What of a budget is the arena's: ring, pins and (fast) KV, whatever their
-// shares are at the time.
-uint64_t Core::arena_budget(uint64_t ram_bytes) const {
-  const uint64_t others = runtime_bytes_ + costs_.small_tensor_bytes +
-                          plan_.activation_bytes +
-                          (stock() ? stock_kv_bytes_ : 0);
-  if (others >= ram_bytes) return 0;
-  const uint64_t rest = ram_bytes - others;
-  return rest - page_table_bytes(rest, Arena::system_page_bytes());
-}
-
-Status Core::set_ram(uint64_t ram_bytes) {
-  FLASH_RETURN_IF_ERROR(return_activations());
-  Limits changed = limits(ram_bytes, runtime_bytes_);
-  changed.context = plan_.context;
-  changed.ring_slots = plan_.ring_slots;
-  FLASH_ASSIGN_OR_RETURN(Plan plan,
-                         ::mlx_flash::make_plan(*schedule_, costs_, changed));
-  const Plan before = std::exchange(plan_, std::move(plan));
-  const uint64_t arena_bytes = arena_budget(ram_bytes);
-  if (in_use() > arena_bytes) {
-    const uint64_t missing = in_use() - arena_bytes;
-    plan_ = before;
-    return invalid_input(fmt::format(
-        "{} is too little for what is in use ({} more); /reset frees the "
-        "context",
-        format_size(ram_bytes),
-        format_size(missing)));
-  }
-  return share_out(arena_bytes);
 }
 
 }  // namespace mlx_flash

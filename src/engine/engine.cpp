@@ -28,6 +28,7 @@ const Text& Engine::text() const {
   return impl_->core->text();
 }
 const PlanSummary& Engine::plan() const {
+  impl_->plan = impl_->core->summary();
   return impl_->plan;
 }
 StreamCounters Engine::counters() const {
@@ -52,6 +53,10 @@ Status Engine::set_ram(uint64_t ram_bytes) {
   FLASH_RETURN_IF_ERROR(impl_->core->set_ram(ram_bytes));
   impl_->plan = impl_->core->summary();
   return Status();
+}
+
+void Engine::set_limit(uint64_t ram_bytes) {
+  impl_->core->request_ram(ram_bytes);
 }
 
 Result<uint64_t> Engine::write_trace(const std::string& path) const {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <thread>
 
 #include "engine/core.h"
 #include "engine/testing/tiny_model.h"
@@ -462,6 +463,75 @@ TEST_F(Exactness, AChangedBudgetChangesNoBit) {
   EXPECT_TRUE(same_bits(expected.logits, run(*core, kPrompt).logits));
   EXPECT_FALSE(core->set_ram(1000).ok());
   EXPECT_TRUE(same_bits(expected.logits, run(*core, kPrompt).logits));
+}
+
+// The machine takes memory back and gives it again while tokens are computed.
+TEST_F(Exactness, FollowingTheMachinesMemoryChangesNoBit) {
+  Config config = this->config(models()[0], "live");
+  const auto reference = open(config);
+  ASSERT_NE(reference, nullptr);
+  const RunOutput expected = run(*reference, kPrompt);
+  const uint64_t smallest = ram_min(config);
+  const uint64_t pass = reference->summary().pass_bytes;
+  config.ram_bytes = smallest + pass / 2;
+  Core::Hooks live = hooks();
+  double now = 0;
+  LiveBudget::Sample sample;
+  live.memory_clock = [&] { return now += 0.5; };
+  live.sample_memory = [&] { return sample; };
+  auto opened = Core::open(config, live);
+  ASSERT_TRUE(opened.ok()) << opened.status().message();
+  Core& core = **opened;
+  const uint64_t asked = core.plan().pinned_bytes;
+  EXPECT_TRUE(same_bits(expected.logits, run(core, kPrompt).logits));
+  EXPECT_EQ(core.plan().pinned_bytes, asked);
+
+  sample.limit_bytes = smallest + pass / 8;
+  EXPECT_TRUE(same_bits(expected.logits, run(core, 1).logits));
+  EXPECT_EQ(core.plan().ram_bytes, *sample.limit_bytes);
+  EXPECT_LT(core.plan().pinned_bytes, asked / 2);
+
+  // A limit that nothing can work with is said and survived.
+  sample.limit_bytes = smallest / 2;
+  EXPECT_TRUE(same_bits(expected.logits, run(core, kPrompt).logits));
+  EXPECT_EQ(core.plan().ram_bytes, smallest + pass / 8);
+
+  // More than was asked for is not taken.
+  sample.limit_bytes = smallest + 4 * pass;
+  EXPECT_TRUE(same_bits(expected.logits, run(core, 1).logits));
+  EXPECT_EQ(core.plan().pinned_bytes, asked);
+
+  // In the middle of a run, up and down with every token.
+  int call = 0;
+  config.ram_bytes = smallest + 2 * pass;
+  live.memory_clock = [&] { return now += 3; };
+  live.sample_memory = [&] {
+    sample.limit_bytes = smallest + (++call % 2 == 0 ? pass / 8 : 2 * pass);
+    return sample;
+  };
+  auto swinging = Core::open(config, live);
+  ASSERT_TRUE(swinging.ok()) << swinging.status().message();
+  const RunOutput swung = run(**swinging, 7);
+  EXPECT_TRUE(same_bits(expected.logits, swung.logits));
+  EXPECT_GT(call, 30);
+  EXPECT_GT(swung.counters.tiles_pinned, 0u);
+  EXPECT_GT(swung.counters.tiles_streamed,
+            2 * expected.counters.tiles_streamed);
+}
+
+TEST_F(Exactness, ABudgetAskedForFromAnotherThreadIsTakenAtTheNextForward) {
+  Config config = this->config(models()[0], "request");
+  const uint64_t smallest = ram_min(config);
+  const auto core = open(config);
+  ASSERT_NE(core, nullptr);
+  const RunOutput expected = run(*core, kPrompt);
+  std::thread([&] { core->request_ram(smallest); }).join();
+  EXPECT_EQ(core->plan().ram_bytes, kEverything) << "not before";
+  EXPECT_TRUE(same_bits(expected.logits, run(*core, kPrompt).logits));
+  EXPECT_EQ(core->plan().ram_bytes, smallest);
+  core->request_ram(1000);
+  EXPECT_TRUE(same_bits(expected.logits, run(*core, kPrompt).logits));
+  EXPECT_EQ(core->plan().ram_bytes, smallest) << "refused";
 }
 
 }  // namespace

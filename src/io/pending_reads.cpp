@@ -70,6 +70,13 @@ ReadRequest* PendingReads::pop() {
   return nullptr;
 }
 
+const ReadRequest* PendingReads::top() const {
+  for (const List& list : lists_) {
+    if (list.head != nullptr) return list.head;
+  }
+  return nullptr;
+}
+
 bool PendingReads::remove(ReadRequest& r) {
   if (read_state(r) != ReadState::kPending) return false;
   List& list = lists_[static_cast<size_t>(r.read_class)];

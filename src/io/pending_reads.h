@@ -34,7 +34,8 @@ class PendingReads {
   bool empty() const { return count_ == 0; }
   size_t size() const { return count_; }
   void push(ReadRequest& request);
-  ReadRequest* pop();  // the most urgent; null if empty
+  ReadRequest* pop();              // the most urgent; null if empty
+  const ReadRequest* top() const;  // what pop() would give
   bool remove(ReadRequest& request);
 
  private:

@@ -102,6 +102,10 @@ class ReadQueue {
   // Wakes one blocked or coming wait() of the channel.
   virtual void interrupt(ReadChannel& channel) = 0;
 
+  // Holds reads of class kAhead and below to a rate; 0: as fast as they go.
+  // They wait here, can be cancelled, and promoted past it.
+  virtual void set_ahead_rate(double bytes_per_s) = 0;
+
   virtual const char* name() const = 0;  // "threads", "io_uring", ...
   virtual Stats stats() const = 0;
   virtual double now() const = 0;  // the queue's clock, seconds
@@ -109,6 +113,7 @@ class ReadQueue {
 
 struct ReadQueueOptions {
   int depth = 8;  // reads under way at once, at most; 1 to kReadDepthMax
+  double bytes_per_s = 0;  // the most to take from the disk; 0: no limit
 };
 inline constexpr int kReadDepthMax = 256;
 

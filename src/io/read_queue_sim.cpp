@@ -5,6 +5,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 
 #include "base/check.h"
 
@@ -12,6 +13,7 @@ namespace mlx_flash {
 namespace {
 
 constexpr std::byte kRubbish{0xdb};
+constexpr double kNever = std::numeric_limits<double>::infinity();
 
 uint64_t mix(uint64_t x) {  // splitmix64 (Steele, Lea, Flood, 2014)
   x += 0x9e3779b97f4a7c15;
@@ -51,7 +53,9 @@ void sim_fill(const std::string& path,
 }
 
 SimReadQueue::SimReadQueue(Options options)
-    : options_(std::move(options)), random_(options_.seed) {
+    : options_(std::move(options)),
+      random_(options_.seed),
+      pacer_(options_.limit_bytes_per_s) {
   options_.depth = std::clamp(options_.depth, 1, kReadDepthMax);
   running_.reserve(static_cast<size_t>(options_.depth));
 }
@@ -88,6 +92,7 @@ void SimReadQueue::promote(ReadRequest& r, ReadClass read_class) {
   trace(2, r);
   r.read_class = read_class;
   pending_.push(r);
+  start_pending();
 }
 
 void SimReadQueue::cancel(ReadRequest& r) {
@@ -99,9 +104,10 @@ void SimReadQueue::cancel(ReadRequest& r) {
 
 void SimReadQueue::start_pending() {
   while (running_.size() < static_cast<size_t>(options_.depth) &&
-         !pending_.empty()) {
+         !pending_.empty() && pacer_.ready_at(*pending_.top(), now_) <= now_) {
     ReadRequest* r = pending_.pop();
     r->state = static_cast<uint8_t>(ReadState::kRunning);
+    pacer_.take(*r, now_);
     check_alone(*r);
     std::memset(r->buffer, std::to_integer<int>(kRubbish), r->bytes);
     busy_.begin(now_);
@@ -163,15 +169,33 @@ void SimReadQueue::finish_next() {
   deliver(r, now_);
 }
 
+// When the limit lets the next request start.
+double SimReadQueue::next_start() const {
+  const bool waits = !pending_.empty() &&
+                     running_.size() < static_cast<size_t>(options_.depth);
+  return waits ? pacer_.ready_at(*pending_.top(), now_) : kNever;
+}
+
+// Goes to the next event before `until`; false if there is none.
+bool SimReadQueue::step(double until) {
+  double finish = kNever;
+  for (const Running& running : running_) {
+    finish = std::min(finish, running.finish);
+  }
+  const double start = next_start();
+  if (std::min(start, finish) >= until) return false;
+  if (start < finish) {
+    now_ = std::max(now_, start);
+    start_pending();
+  } else {
+    finish_next();
+  }
+  return true;
+}
+
 void SimReadQueue::advance(double seconds) {
   const double until = now_ + seconds;
-  for (;;) {
-    double first = until;
-    for (const Running& running : running_) {
-      first = std::min(first, running.finish);
-    }
-    if (running_.empty() || first >= until) break;
-    finish_next();
+  while (step(until)) {
   }
   now_ = until;
 }
@@ -181,11 +205,15 @@ size_t SimReadQueue::wait(ReadChannel& channel,
                           bool block) {
   while (block && channel.done_head == nullptr && channel.under_way > 0 &&
          !channel.interrupted) {
-    FLASH_CHECK(!running_.empty());
-    finish_next();
+    FLASH_CHECK(step(kNever));
   }
   if (block) channel.interrupted = false;
   return take_delivered(channel, done);
+}
+
+void SimReadQueue::set_ahead_rate(double bytes_per_s) {
+  pacer_.set_ahead_rate(bytes_per_s);
+  start_pending();
 }
 
 void SimReadQueue::interrupt(ReadChannel& channel) {

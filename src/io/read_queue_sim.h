@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "io/pending_reads.h"
+#include "io/read_pacer.h"
 #include "io/read_queue.h"
 
 namespace mlx_flash {
@@ -33,6 +34,7 @@ class SimReadQueue final : public ReadQueue {
     double latency_min_s = 50e-6;
     double latency_max_s = 500e-6;
     double bytes_per_s = 2e9;
+    double limit_bytes_per_s = 0;  // as ReadQueueOptions::bytes_per_s
     // Chances for each read call.
     double eio_rate = 0;        // a passing EIO
     double interrupt_rate = 0;  // EINTR
@@ -53,10 +55,13 @@ class SimReadQueue final : public ReadQueue {
               std::span<ReadRequest*> done,
               bool block) override;
   void interrupt(ReadChannel& channel) override;
+  void set_ahead_rate(double bytes_per_s) override;
   const char* name() const override { return "simulated"; }
   Stats stats() const override;
   double now() const override { return now_; }
 
+  // The device becomes faster or slower, for calls from now on.
+  void set_bytes_per_s(double rate) { options_.bytes_per_s = rate; }
   // Virtual time passes; reads go on.
   void advance(double seconds);
   size_t running() const { return running_.size(); }
@@ -71,6 +76,8 @@ class SimReadQueue final : public ReadQueue {
   };
 
   void start_pending();
+  double next_start() const;
+  bool step(double until);
   void start_call(ReadRequest& request);
   void finish_next();
   int64_t call_result(ReadRequest& request);
@@ -81,6 +88,7 @@ class SimReadQueue final : public ReadQueue {
   Options options_;
   std::mt19937_64 random_;
   PendingReads pending_;
+  ReadPacer pacer_;
   std::vector<Running> running_;  // capacity: depth
   BusyClock busy_;
   Stats stats_;

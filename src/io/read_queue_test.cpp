@@ -20,6 +20,7 @@
 #include "io/read_queue_sim.h"
 #include "io/testing/faulty_read_queue.h"
 #include "io/testing/temp_file.h"
+#include "io/token_bucket.h"
 
 namespace mlx_flash {
 namespace {
@@ -31,7 +32,7 @@ constexpr size_t kAlign = 4096;
 
 struct Backend {
   const char* name;
-  std::function<std::unique_ptr<ReadQueue>(int depth)> make;
+  std::function<std::unique_ptr<ReadQueue>(const ReadQueueOptions&)> make;
 };
 
 class ReadQueueTest : public testing::TestWithParam<Backend> {
@@ -41,8 +42,8 @@ class ReadQueueTest : public testing::TestWithParam<Backend> {
         std::move(File::open(temp.path(), File::Mode::kDirect)).value());
   }
 
-  bool make(int depth) {
-    queue = GetParam().make(depth);
+  bool make(int depth, double bytes_per_s = 0) {
+    queue = GetParam().make({.depth = depth, .bytes_per_s = bytes_per_s});
     return queue != nullptr;
   }
 
@@ -71,8 +72,8 @@ class ReadQueueTest : public testing::TestWithParam<Backend> {
   std::unique_ptr<ReadQueue> queue;
 };
 
-#define MAKE_OR_SKIP(depth) \
-  if (!make(depth)) GTEST_SKIP() << "not available here"
+#define MAKE_OR_SKIP(...) \
+  if (!make(__VA_ARGS__)) GTEST_SKIP() << "not available here"
 
 TEST_P(ReadQueueTest, EveryRequestComesBackOnceWithItsBytes) {
   for (const int depth : {1, 3, 8}) {
@@ -228,6 +229,63 @@ TEST_P(ReadQueueTest, UrgentRequestsOvertake) {
   EXPECT_EQ(got, want);
 }
 
+TEST_P(ReadQueueTest, ALimitHoldsForAllClasses) {
+  constexpr double kLimit = 10e6;
+  MAKE_OR_SKIP(4, kLimit);
+  constexpr size_t kCount = 40;
+  std::vector<ReadRequest> r(kCount);
+  std::vector<AlignedBuffer> buffers(kCount);
+  ReadChannel channel;
+  const double start = queue->now();
+  uint64_t bytes = 0;
+  uint64_t largest = 0;
+  for (size_t i = 0; i < kCount; ++i) {
+    prepare(r[i], buffers[i], i * 40'000, 40'000);
+    r[i].read_class = static_cast<ReadClass>(i % kReadClasses);
+    bytes += r[i].bytes;
+    largest = std::max<uint64_t>(largest, r[i].bytes);
+    queue->submit(channel, r[i]);
+  }
+  std::array<ReadRequest*, 8> done;
+  size_t total = 0;
+  while (const size_t n = queue->wait(channel, done, true)) total += n;
+  EXPECT_EQ(total, kCount);
+  // The last one is paid for after it has been read; a burst is free.
+  const auto paid = static_cast<double>(bytes - largest) - kLimit * 0.01;
+  EXPECT_GE(queue->now() - start, paid / kLimit);
+}
+
+TEST_P(ReadQueueTest, APaceHoldsBackOnlyWhatNobodyWaitsFor) {
+  MAKE_OR_SKIP(2);
+  queue->set_ahead_rate(10);  // the second one would take an hour
+  std::array<ReadRequest, 5> r;
+  std::array<AlignedBuffer, 5> buffers;
+  ReadChannel channel;
+  for (size_t i = 0; i < r.size(); ++i) {
+    prepare(r[i], buffers[i], i * 50'000, 40'000);
+    r[i].tag = i;
+    r[i].read_class = i == 4 ? ReadClass::kNeededNow : ReadClass::kAhead;
+    queue->submit(channel, r[i]);
+  }
+  const auto next = [&] {
+    ReadRequest* done = nullptr;
+    EXPECT_EQ(queue->wait(channel, {&done, 1}, true), 1u);
+    return done;
+  };
+  const uint64_t first = next()->tag;
+  const uint64_t second = next()->tag;
+  EXPECT_EQ(first + second, 4u) << "the first ahead, and the one in need";
+  queue->promote(r[2], ReadClass::kNeededNow);
+  EXPECT_EQ(next(), &r[2]);
+  EXPECT_TRUE(r[2].status.ok());
+  queue->cancel(r[1]);
+  EXPECT_EQ(next(), &r[1]);
+  EXPECT_EQ(r[1].status.code(), StatusCode::kCancelled);
+  queue->set_ahead_rate(0);
+  EXPECT_EQ(next(), &r[3]);
+  EXPECT_TRUE(right(r[3]));
+}
+
 TEST_P(ReadQueueTest, InterruptWakesABlockedWait) {
   if (std::string(GetParam().name) == "Simulated") {
     GTEST_SKIP() << "runs in one thread";
@@ -370,13 +428,14 @@ std::vector<Backend> backends() {
   };
   return {
       {"Threads",
-       [](int depth) { return make_thread_read_queue({.depth = depth}); }},
+       [](const auto& options) { return make_thread_read_queue(options); }},
       {"Uring",
-       [](int depth) { return make_uring_read_queue({.depth = depth}); }},
+       [](const auto& options) { return make_uring_read_queue(options); }},
       {"Simulated",
-       [sim](int depth) {
+       [sim](const ReadQueueOptions& asked) {
          SimReadQueue::Options options = sim;
-         options.depth = depth;
+         options.depth = asked.depth;
+         options.limit_bytes_per_s = asked.bytes_per_s;
          return std::make_unique<SimReadQueue>(options);
        }},
   };
@@ -388,6 +447,27 @@ INSTANTIATE_TEST_SUITE_P(Backends,
                          [](const auto& test) {
                            return std::string(test.param.name);
                          });
+
+TEST(TokenBucket, HoldsTheRateWhateverTheSizes) {
+  TokenBucket bucket(1000, 0.1);
+  std::mt19937_64 dice(5);
+  double now = 0;
+  uint64_t bytes = 0;
+  for (int i = 0; i < 1000; ++i) {
+    now = bucket.ready_at(now);
+    EXPECT_LE(static_cast<double>(bytes), (now + 0.1) * 1000 + 1e-6);
+    const uint64_t size = 1 + dice() % 5000;
+    bucket.take(now, size);
+    bytes += size;
+  }
+  EXPECT_GE(static_cast<double>(bytes), now * 1000 - 1e-6) << "no rate lost";
+  // A pause buys one burst, not more.
+  now = bucket.ready_at(now) + 100;
+  bucket.take(now, 100);
+  EXPECT_EQ(bucket.ready_at(now), now);
+  bucket.take(now, 100);
+  EXPECT_NEAR(bucket.ready_at(now), now + 0.1, 1e-9);
+}
 
 TEST(MakeReadQueue, ThreadsAreAlwaysThere) {
   for (const IoKind kind : {IoKind::kAuto, IoKind::kUring, IoKind::kThreads}) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -17,7 +18,8 @@ namespace {
 
 class ThreadReadQueue final : public SharedReadQueue {
  public:
-  explicit ThreadReadQueue(const ReadQueueOptions& options) {
+  explicit ThreadReadQueue(const ReadQueueOptions& options)
+      : SharedReadQueue(options) {
     const int depth = std::clamp(options.depth, 1, kReadDepthMax);
     threads_.reserve(static_cast<size_t>(depth));
     for (int i = 0; i < depth; ++i) {
@@ -61,12 +63,16 @@ class ThreadReadQueue final : public SharedReadQueue {
     return retries;
   }
 
+  void wake() override REQUIRES(mutex_) { work_.notify_all(); }
+
   void worker_main() {
     mutex_.lock();
     for (;;) {
-      while (!stop_ && pending_.empty()) work_.wait(mutex_);
+      await_work();
       if (stop_) break;
       ReadRequest& r = take_pending();
+      // Whoever slept until its turn may have been woken for this one.
+      if (!pacer_.open() && !pending_.empty()) work_.notify_one();
       mutex_.unlock();
       const uint64_t retries = read_all(r);
       mutex_.lock();
@@ -74,6 +80,19 @@ class ThreadReadQueue final : public SharedReadQueue {
       finish(r);
     }
     mutex_.unlock();
+  }
+
+  // Until something is pending and the limit lets it start, or stop_.
+  void await_work() REQUIRES(mutex_) {
+    while (!stop_) {
+      if (pending_.empty()) {
+        work_.wait(mutex_);
+        continue;
+      }
+      const double seconds = pause();
+      if (seconds <= 0) return;
+      work_.wait_for(mutex_, std::chrono::duration<double>(seconds));
+    }
   }
 
   CondVar work_;  // something is pending, or stop_

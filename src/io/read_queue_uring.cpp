@@ -24,13 +24,14 @@ namespace {
 class UringReadQueue final : public SharedReadQueue {
  public:
   static std::unique_ptr<ReadQueue> create(const ReadQueueOptions& options) {
-    std::unique_ptr<UringReadQueue> queue(
-        new UringReadQueue(std::clamp(options.depth, 1, kReadDepthMax)));
-    // One entry more for the no-op that ends the reaper.
-    const auto entries = static_cast<unsigned>(queue->depth_) + 1;
+    std::unique_ptr<UringReadQueue> queue(new UringReadQueue(options));
+    // Entries more for the no-ops that wake and end the reaper.
+    const auto entries = static_cast<unsigned>(queue->depth_) + 2;
     if (::io_uring_queue_init(entries, &queue->ring_, 0) != 0) return nullptr;
     queue->open_ = true;
     if (!queue->reads_supported()) return nullptr;
+    // Without it a wait with a time-out needs the submission side.
+    if ((queue->ring_.features & IORING_FEAT_EXT_ARG) == 0) return nullptr;
     queue->reaper_ = std::thread([q = queue.get()] { q->reap(); });
     return queue;
   }
@@ -40,11 +41,7 @@ class UringReadQueue final : public SharedReadQueue {
       {
         MutexLock lock(mutex_);
         stop_ = true;
-        io_uring_sqe* sqe = ::io_uring_get_sqe(&ring_);
-        FLASH_CHECK(sqe != nullptr);
-        ::io_uring_prep_nop(sqe);
-        ::io_uring_sqe_set_data(sqe, nullptr);
-        push_to_kernel();
+        wake_reaper();
       }
       reaper_.join();
     }
@@ -61,7 +58,9 @@ class UringReadQueue final : public SharedReadQueue {
   const char* name() const override { return "io_uring"; }
 
  private:
-  explicit UringReadQueue(int depth) : depth_(depth) {}
+  explicit UringReadQueue(const ReadQueueOptions& options)
+      : SharedReadQueue(options),
+        depth_(std::clamp(options.depth, 1, kReadDepthMax)) {}
 
   bool reads_supported() {
     io_uring_probe* probe = ::io_uring_get_probe_ring(&ring_);
@@ -83,13 +82,29 @@ class UringReadQueue final : public SharedReadQueue {
     ::io_uring_sqe_set_data(sqe, &r);
   }
 
+  void wake() override REQUIRES(mutex_) { start_pending(); }
+
   void start_pending() REQUIRES(mutex_) {
     bool any = false;
-    while (!stop_ && busy_.running() < depth_ && !pending_.empty()) {
+    while (!stop_ && busy_.running() < depth_ && !pending_.empty() &&
+           pause() <= 0) {
       prepare(take_pending());
       any = true;
     }
     if (any) push_to_kernel();
+    // What must wait for its time is started by the reaper.
+    if (!reaper_timed_ && !pending_.empty() && busy_.running() < depth_) {
+      reaper_timed_ = true;
+      wake_reaper();
+    }
+  }
+
+  void wake_reaper() REQUIRES(mutex_) {
+    io_uring_sqe* sqe = ::io_uring_get_sqe(&ring_);
+    FLASH_CHECK(sqe != nullptr);
+    ::io_uring_prep_nop(sqe);
+    ::io_uring_sqe_set_data(sqe, nullptr);
+    push_to_kernel();
   }
 
   // The completion side can hold all of them, so the kernel refuses (EAGAIN)
@@ -104,13 +119,32 @@ class UringReadQueue final : public SharedReadQueue {
   void reap() {
     for (;;) {
       io_uring_cqe* cqe = nullptr;
-      if (::io_uring_wait_cqe(&ring_, &cqe) != 0) continue;  // EINTR
+      if (await_completion(&cqe) != 0) continue;  // EINTR, or the time is up
       auto* r = static_cast<ReadRequest*>(::io_uring_cqe_get_data(cqe));
       const int64_t result = cqe->res;
       ::io_uring_cqe_seen(&ring_, cqe);
-      if (r == nullptr) return;
-      finish_step(*r, result);
+      if (r != nullptr) {
+        finish_step(*r, result);
+        continue;
+      }
+      MutexLock lock(mutex_);
+      if (stop_) return;
     }
+  }
+
+  // Returns early when a request that had to wait may start.
+  int await_completion(io_uring_cqe** cqe) {
+    double seconds = 0;
+    {
+      MutexLock lock(mutex_);
+      start_pending();
+      reaper_timed_ = !pending_.empty() && busy_.running() < depth_;
+      if (reaper_timed_) seconds = std::clamp(pause(), 1e-5, 1e-2);
+    }
+    if (seconds == 0) return ::io_uring_wait_cqe(&ring_, cqe);
+    __kernel_timespec pause = {.tv_sec = 0,
+                               .tv_nsec = static_cast<long>(seconds * 1e9)};
+    return ::io_uring_wait_cqe_timeout(&ring_, cqe, &pause);
   }
 
   void finish_step(ReadRequest& r, int64_t result) {
@@ -132,6 +166,8 @@ class UringReadQueue final : public SharedReadQueue {
 
   const int depth_;
   bool open_ = false;
+  // The reaper looks at pending_ by itself before long.
+  bool reaper_timed_ GUARDED_BY(mutex_) = false;
   io_uring ring_ = {};  // submission side: mutex_; completion side: reaper_
   std::thread reaper_;
 };

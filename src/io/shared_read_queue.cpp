@@ -9,6 +9,7 @@ void SharedReadQueue::promote(ReadRequest& request, ReadClass read_class) {
   if (!pending_.remove(request)) return;
   request.read_class = read_class;
   pending_.push(request);
+  if (!pacer_.open()) wake();
 }
 
 void SharedReadQueue::cancel(ReadRequest& request) {
@@ -40,6 +41,12 @@ void SharedReadQueue::interrupt(ReadChannel& channel) {
   done_.notify_all();
 }
 
+void SharedReadQueue::set_ahead_rate(double bytes_per_s) {
+  MutexLock lock(mutex_);
+  pacer_.set_ahead_rate(bytes_per_s);
+  wake();
+}
+
 ReadQueue::Stats SharedReadQueue::stats() const {
   MutexLock lock(mutex_);
   Stats stats = stats_;
@@ -51,6 +58,7 @@ ReadRequest& SharedReadQueue::take_pending() {
   ReadRequest& request = *pending_.pop();
   request.state = static_cast<uint8_t>(ReadState::kRunning);
   busy_.begin(now());
+  pacer_.take(request, now());
   return request;
 }
 

@@ -37,6 +37,9 @@ class TracedReadQueue final : public ReadQueue {
   }
 
   void interrupt(ReadChannel& channel) override { queue_->interrupt(channel); }
+  void set_ahead_rate(double bytes_per_s) override {
+    queue_->set_ahead_rate(bytes_per_s);
+  }
   const char* name() const override { return queue_->name(); }
   Stats stats() const override { return queue_->stats(); }
   double now() const override { return queue_->now(); }

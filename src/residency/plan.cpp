@@ -18,7 +18,6 @@ constexpr uint32_t kRingSlotsMin = 2;
 // lets reading get ahead where pins are dense.
 constexpr uint32_t kRingSlotsMax = 10;
 constexpr uint64_t kContextMin = 256;  // tokens, when the user did not say
-constexpr uint64_t kContextStart = 1024;
 constexpr uint64_t kPrefillRowsMax = 2048;
 constexpr uint64_t kLogitRowsMax = 16;
 
@@ -135,14 +134,19 @@ uint64_t largest_context(const Costs& costs, Draft d) {
                      : std::max(low / block * block, smallest(costs).kv_tokens);
 }
 
-// KV set aside at the start: an eighth of what could be pins, at least a block.
-uint64_t start_tokens(const Costs& costs, Draft d, uint64_t context) {
-  const uint64_t block = std::max<uint64_t>(1, costs.model.kv_block_tokens);
-  d.kv_tokens = 0;
-  const uint64_t share = costs.left(d) / 8;
-  uint64_t tokens = std::min(context, kContextStart);
-  while (tokens > block && costs.kv(tokens) > share) tokens /= 2;
-  return std::min(context, round_up(tokens, block));
+// KV set aside at the start: a block. Pins lend more as the context grows, and
+// what is not needed yet would be read for every token instead. A cache that
+// goes to disk has its floor from the start.
+uint64_t start_tokens(const Costs& costs, uint64_t context) {
+  const ModelCosts& model = costs.model;
+  uint64_t tokens = std::max<uint64_t>(1, model.kv_block_tokens);
+  if (costs.kv(context) < costs.kv_all(context)) {
+    tokens = std::max(
+        tokens,
+        model.kv_floor_bytes / std::max<uint64_t>(1, model.kv_bytes_per_token) +
+            1);
+  }
+  return std::min(context, tokens);
 }
 
 // Doubles `field` while its extra cost is at most left / share.
@@ -218,6 +222,18 @@ Status too_small(const Costs& costs, uint64_t ram_min) {
       d.kv_tokens));
 }
 
+// What a run of usual length will have taken: half of the KV that is set aside
+// is not written yet, nor is the reserve.
+uint64_t predicted_peak(const Costs& costs,
+                        const Draft& decode,
+                        const Plan& p) {
+  const uint64_t most =
+      std::min(costs.limits.ram_bytes,
+               add(costs.total(decode), p.prefill_activation_bytes));
+  const uint64_t spare = costs.limits.runtime_spare_bytes + p.kv_bytes / 2;
+  return most > spare ? most - spare : most;
+}
+
 void fill_pins(const Costs& costs, const Draft& d, Plan& plan) {
   const uint64_t page = costs.limits.page_bytes;
   const uint64_t left = costs.left(d);
@@ -268,7 +284,7 @@ Result<Plan> make_plan(const Schedule& schedule,
       limits.context > 0 ? limits.context : largest_context(costs, d);
   plan.kv_bytes_max = costs.kv(plan.context);
   plan.kv_disk_bytes_max = costs.kv_all(plan.context) - plan.kv_bytes_max;
-  d.kv_tokens = start_tokens(costs, d, plan.context);
+  d.kv_tokens = start_tokens(costs, plan.context);
   plan.kv_bytes = costs.kv(d.kv_tokens);
 
   plan.ram_bytes = limits.ram_bytes;
@@ -294,8 +310,7 @@ Result<Plan> make_plan(const Schedule& schedule,
   plan.page_table_bytes =
       page_table_bytes(costs.arena(decode), limits.page_bytes);
   FLASH_CHECK(costs.fits(decode));
-  plan.predicted_peak_bytes = std::min(
-      limits.ram_bytes, costs.total(decode) + plan.prefill_activation_bytes);
+  plan.predicted_peak_bytes = predicted_peak(costs, decode, plan);
   plan.disk_bytes_per_s = limits.disk_bytes_per_s;
   plan.predicted_decode_tok_s = decode_rate(plan, limits);
   return plan;

@@ -46,6 +46,8 @@ struct Limits {
   uint64_t context = 0;  // tokens asked for; 0: auto
   // Memory of the KV cache, which beyond it lies on disk. 0: all in memory.
   uint64_t kv_ram_bytes = 0;
+  // Of runtime_bytes, a reserve that a usual run does not touch.
+  uint64_t runtime_spare_bytes = 0;
   uint64_t prefill_rows = 0;       // tokens per pass asked for; 0: auto
   uint32_t ring_slots = 0;         // a ring there is already; 0: auto
   double disk_bytes_per_s = 0;     // 0: unknown, no prediction

@@ -20,10 +20,12 @@ class TileStreamImpl final : public TileStream {
                  std::span<const File> files,
                  Arena& arena,
                  ReadQueue& queue,
-                 TileStreamCore::Memory memory)
+                 TileStreamCore::Memory memory,
+                 const Options& options)
       : schedule_(schedule),
         arena_(arena),
         queue_(queue),
+        options_(options),
         ring_(memory.ring),
         ring_bytes_(memory.ring_slots * memory.slot_bytes),
         homes_(memory.homes),
@@ -47,6 +49,7 @@ class TileStreamImpl final : public TileStream {
     FLASH_RETURN_IF_ERROR(arena_.commit(ring_, ring_bytes_));
     ring_committed_ = true;
     FLASH_RETURN_IF_ERROR(join(pinned));
+    tell_demand();
     pump();
     return Status();
   }
@@ -56,9 +59,16 @@ class TileStreamImpl final : public TileStream {
     reap(false);
     View view;
     Status status;
+    double waited = 0;
     for (;;) {
       switch (core_.want(tile, &view, &status)) {
         case TileStreamCore::Answer::kReady:
+          if (options_.controller) {
+            const uint64_t ahead =
+                controller_.paced() ? core_.bytes_ahead() : 0;
+            controller_.on_acquire(
+                core_.consumer(), ahead, queue_.now(), waited);
+          }
           pump();
           return view;
         case TileStreamCore::Answer::kFailed:
@@ -78,7 +88,9 @@ class TileStreamImpl final : public TileStream {
                         tile,
                         core_.held()));
       }
-      wait_seconds_ += queue_.now() - since;
+      const double wait = queue_.now() - since;
+      waited += wait;
+      wait_seconds_ += wait;
     }
   }
 
@@ -97,7 +109,9 @@ class TileStreamImpl final : public TileStream {
 
   void end_pass() override {
     MutexLock lock(mutex_);
-    core_.end_pass();
+    const bool learnt = core_.end_pass();
+    if (options_.controller) controller_.end_pass(queue_.now());
+    if (learnt) tell_demand();
     if (!waiting_) reap(false);
     pump();
   }
@@ -118,6 +132,7 @@ class TileStreamImpl final : public TileStream {
     }
     Status status = join(pinned);
     core_.restart_prediction();
+    tell_demand();
     pump();
     return status;
   }
@@ -126,6 +141,7 @@ class TileStreamImpl final : public TileStream {
     MutexLock lock(mutex_);
     Stats stats = core_.stats();
     stats.wait_seconds = wait_seconds_;
+    stats.controller = controller_.stats();
     return stats;
   }
 
@@ -157,20 +173,44 @@ class TileStreamImpl final : public TileStream {
     }
   }
 
-  // Carries out what the core has decided.
+  // Carries out what the core and the controller have decided.
   void pump() REQUIRES(mutex_) {
+    set_pace();
     cancel_reads();
     if (TileStreamCore::Read* read = core_.next_promotion()) {
       for (uint32_t i = 0; i < read->part_count; ++i) {
         queue_.promote(read->parts[i], ReadClass::kNeededNow);
       }
     }
-    while (TileStreamCore::Read* read = core_.next_read()) {
+    while (may_read()) {
+      TileStreamCore::Read* read = core_.next_read();
+      if (read == nullptr) break;
       for (uint32_t i = 0; i < read->part_count; ++i) {
         queue_.submit(channel_, read->parts[i]);
       }
     }
     cancel_reads();
+  }
+
+  bool may_read() const REQUIRES(mutex_) {
+    return options_.read_ahead || core_.demand_unread();
+  }
+
+  void set_pace() REQUIRES(mutex_) {
+    const double rate = controller_.ahead_rate();
+    if (rate == pace_) return;
+    pace_ = rate;
+    queue_.set_ahead_rate(rate);
+  }
+
+  void tell_demand() REQUIRES(mutex_) {
+    if (!options_.controller) return;
+    disk_bytes_.clear();
+    for (const TileId tile : core_.predicted()) {
+      disk_bytes_.push_back(
+          core_.pinned(tile) ? 0 : schedule_.tiles()[tile].slot_bytes);
+    }
+    controller_.set_demand(disk_bytes_);
   }
 
   // Takes in finished reads; false if none came and none is under way. Gives
@@ -196,6 +236,7 @@ class TileStreamImpl final : public TileStream {
   const Schedule& schedule_;
   Arena& arena_;
   ReadQueue& queue_;
+  const Options options_;
   std::byte* const ring_;
   const uint64_t ring_bytes_;
   const std::vector<std::byte*> homes_;  // by TileId
@@ -203,7 +244,10 @@ class TileStreamImpl final : public TileStream {
 
   mutable Mutex mutex_;
   TileStreamCore core_ GUARDED_BY(mutex_);
+  BandwidthController controller_ GUARDED_BY(mutex_);
+  double pace_ GUARDED_BY(mutex_) = 0;  // what the queue was told
   std::vector<TileId> leaving_ GUARDED_BY(mutex_);
+  std::vector<uint64_t> disk_bytes_ GUARDED_BY(mutex_);  // tell_demand()'s
   bool ring_committed_ GUARDED_BY(mutex_) = false;
   bool waiting_ GUARDED_BY(mutex_) = false;
   double wait_seconds_ GUARDED_BY(mutex_) = 0;
@@ -263,7 +307,8 @@ Result<std::unique_ptr<TileStream>> TileStream::create(
     const Plan& plan,
     Arena& arena,
     ReadQueue& queue,
-    std::span<const File> files) {
+    std::span<const File> files,
+    const Options& options) {
   FLASH_CHECK(plan.pinned.size() == schedule.tiles().size());
   FLASH_CHECK(plan.slot_bytes >= schedule.slot_bytes_max());
   FLASH_RETURN_IF_ERROR(check_tiles(schedule, files));
@@ -286,7 +331,7 @@ Result<std::unique_ptr<TileStream>> TileStream::create(
     home += tile_memory_bytes(schedule.tiles()[tile], page);
   }
   auto stream = std::make_unique<TileStreamImpl>(
-      schedule, files, arena, queue, std::move(memory));
+      schedule, files, arena, queue, std::move(memory), options);
   FLASH_RETURN_IF_ERROR(stream->start(plan.pinned));
   return std::unique_ptr<TileStream>(std::move(stream));
 }

@@ -30,6 +30,7 @@
 #include "base/status.h"
 #include "io/read_queue.h"
 #include "residency/arena.h"
+#include "residency/bandwidth_controller.h"
 #include "residency/plan.h"
 #include "residency/schedule.h"
 
@@ -45,6 +46,12 @@ class TileStream {
     uint64_t ring_wraps = 0;      // times every slot had been used once more
     uint64_t bytes_read = 0;      // by finished reads, slack included
     double wait_seconds = 0;      // acquire() spent waiting for the disk
+    BandwidthController::Stats controller;
+  };
+
+  struct Options {
+    bool read_ahead = true;  // false: a tile is read when it is asked for
+    bool controller = true;  // bandwidth_controller.h
   };
 
   // A resident tile: `part[i]` points at the first wanted byte of each part.
@@ -61,12 +68,20 @@ class TileStream {
 
   // `files` by index of TilePart::file. All arguments outlive the stream.
   // Takes ring and homes from `arena`; reading starts at once.
+  static Result<std::unique_ptr<TileStream>> create(const Schedule& schedule,
+                                                    const Plan& plan,
+                                                    Arena& arena,
+                                                    ReadQueue& queue,
+                                                    std::span<const File> files,
+                                                    const Options& options);
   static Result<std::unique_ptr<TileStream>> create(
       const Schedule& schedule,
       const Plan& plan,
       Arena& arena,
       ReadQueue& queue,
-      std::span<const File> files);
+      std::span<const File> files) {
+    return create(schedule, plan, arena, queue, files, Options());
+  }
   virtual ~TileStream() = default;
 
   // Waits until the tile is in memory. Fails when its read failed for good;

@@ -140,9 +140,10 @@ bool TileStreamCore::pass_was_whole() const {
   return !beginning;
 }
 
-void TileStreamCore::end_pass() {
+bool TileStreamCore::end_pass() {
   ++stats_.passes;
-  if (pass_was_whole()) {
+  const bool learn = pass_was_whole();
+  if (learn) {
     std::swap(predicted_, record_);
     index_prediction();
     record_.reserve(predicted_.size() + 64);
@@ -153,6 +154,7 @@ void TileStreamCore::end_pass() {
   consumer_ = 0;
   reader_ = 0;
   resync_ = kNever;
+  return learn;
 }
 
 void TileStreamCore::index_prediction() {
@@ -189,11 +191,7 @@ uint64_t TileStreamCore::next_use(TileId tile) const {
 // --- Reads ----------------------------------------------------------------
 
 TileStreamCore::Read* TileStreamCore::next_read() {
-  if (demand_ != kNone && !demand_failed_ &&
-      tiles_[demand_].state == State::kAbsent) {
-    return read_for_demand();
-  }
-  return read_ahead();
+  return demand_unread() ? read_for_demand() : read_ahead();
 }
 
 TileStreamCore::Read* TileStreamCore::read_for_demand() {
@@ -355,6 +353,17 @@ void TileStreamCore::fill_view(TileId tile, TileStream::View* view) const {
     const TilePart& part = what.parts[i];
     view->part[i] = at + part.home_offset + (part.offset - part.aligned_offset);
   }
+}
+
+uint64_t TileStreamCore::bytes_ahead() const {
+  uint64_t bytes = 0;
+  for (const Slot& slot : slots_) {
+    if (slot.state != SlotState::kUsed) continue;
+    const TileInfo& info = tiles_[slot.tile];
+    if (info.state != State::kResident || info.holds > 0) continue;
+    bytes += schedule_.tiles()[slot.tile].slot_bytes;
+  }
+  return bytes;
 }
 
 bool TileStreamCore::peek_home(TileId tile, TileStream::View* view) const {

@@ -67,7 +67,7 @@ class TileStreamCore {
   // The consumer does not wait for its tile any more.
   void give_up();
   void release(TileId tile);  // REQUIRES: held
-  void end_pass();
+  bool end_pass();            // whether another order is predicted from now on
 
   // The next read to submit (all parts), or to cancel, or to promote to
   // kNeededNow; null if none.
@@ -85,13 +85,22 @@ class TileStreamCore {
   uint32_t discards_under_way() const { return discards_; }
   void discard_all();  // for the end: every read under way
   uint32_t held() const { return held_; }
+  // The consumer waits for a tile that nobody has begun to read.
+  bool demand_unread() const {
+    return demand_ != kNone && !demand_failed_ &&
+           tiles_[demand_].state == State::kAbsent;
+  }
+  uint64_t consumer() const { return consumer_; }
+  // Of the ring: read and not in use.
+  uint64_t bytes_ahead() const;
 
   bool peek_home(TileId tile, TileStream::View* view) const;
   const TileStream::Stats& stats() const { return stats_; }
 
+  const std::vector<TileId>& predicted() const { return predicted_; }
+
   // For tests: every invariant that can be checked at any time.
   void check_invariants() const;
-  const std::vector<TileId>& predicted() const { return predicted_; }
 
  private:
   enum class State : uint8_t { kAbsent, kReading, kResident };

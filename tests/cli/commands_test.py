@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import struct
+import time
 import unittest
 from pathlib import Path
 
@@ -153,6 +154,28 @@ class Run(Case):
         self.fail_with(2, *run, "-p", "word " * 400, "--ctx", "64",
                        says=("context", "64"))
 
+    def test_ways_of_reading_change_no_token(self):
+        smallest = self.succeed_json("plan", "-m", self.model, "--ram", "1MB")
+        budget = f"{smallest['ram_min_bytes'] + 2000000}B"
+        run = ["run", "-m", self.model, "--prompt-ids", "1", "-n", "12"]
+        plain = self.succeed_json(*run)
+        for way in (["--no-pipeline"], ["--no-controller"],
+                    ["--disk-limit", "20MB", "--ram", budget],
+                    ["--io", "threads", "--no-pipeline", "--ram", budget]):
+            with self.subTest(way=way):
+                report = self.succeed_json(*run, *way)
+                self.assertEqual(report["tokens"], plain["tokens"])
+
+    def test_a_disk_limit_bounds_what_is_read(self):
+        limit = 2_000_000
+        begin = time.monotonic()
+        report = self.succeed_json("run", "-m", self.model, "--prompt-ids", "1",
+                                   "-n", "2", "--disk-limit", f"{limit}B")
+        seconds = time.monotonic() - begin
+        self.assertGreater(report["bytes_read"], 400_000)
+        # What one request asks for may be ahead of the limit.
+        self.assertGreaterEqual(seconds * limit, report["bytes_read"] * 0.5)
+
     def test_a_budget_that_cannot_work_names_one_that_can(self):
         message = self.fail_with(2, "run", "-m", self.model, "-p", "a", "--ram",
                                  "1MB")
@@ -187,6 +210,7 @@ class Run(Case):
                 "--prefill": ["0"],
                 "--tile": ["-4"],
                 "--queue-depth": ["0"],
+                "--disk-limit": ["0", "-1", "fast", ""],
                 "--stop": [""],
                 "--model": [""],
         }.items():

@@ -44,6 +44,9 @@ class FaultyReadQueue : public ReadQueue {
   uint64_t faults_done() const;  // reads that came back damaged
 
   void submit(ReadChannel& channel, ReadRequest& request) override;
+  void set_ahead_rate(double bytes_per_s) override {
+    inner_.set_ahead_rate(bytes_per_s);
+  }
   void promote(ReadRequest& request, ReadClass read_class) override;
   void cancel(ReadRequest& request) override;
   size_t wait(ReadChannel& channel,
