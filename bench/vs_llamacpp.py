@@ -3,7 +3,7 @@
 """Decoding beside llama.cpp's mmap, in one memory group and under one throttle.
 
     bench/vs_llamacpp.py --flash BIN --python PYTHON --memory 1500MB
-        --read 800MB [--tokens 5] [--turns 1] MODEL.gguf
+        --read 800MB [--tokens 5] [--turns 1] [--out F.jsonl] MODEL.gguf
 
 PYTHON is one that has the PyPI package llama-cpp-python (0.3.36 was used), in
 an environment of its own. Every process runs by itself under bench/limited.sh
@@ -77,6 +77,7 @@ def main():
     parser.add_argument("--read", required=True)
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--out", help="a line of JSON is added to it")
     parser.add_argument("model")
     options = parser.parse_args()
     # Of the first token after the prompt there is no time: one more.
@@ -90,12 +91,23 @@ def main():
         theirs.append(measure(options, theirs_command))
         theirs.append(measure(options, theirs_command))
         ours.append(measure(options, ours_command))
-    rates = []
+    rates, reads = [], []
     for who, rows in (("ours", ours), ("llama.cpp", theirs)):
         rates.append(statistics.median(r["decode_tok_s"] for r in rows))
         read = statistics.median(r["bytes_read_per_token"] for r in rows)
+        reads.append(read)
         print(f"{who:10} {rates[-1]:.3f} tok/s, {read / 1e6:.0f} MB a token")
     print(f"ratio {rates[0] / rates[1]:.2f}")
+    if options.out:
+        row = {"memory": options.memory, "read": options.read,
+               "model": Path(options.model).stem,
+               "tok_s": rates[0], "llamacpp_tok_s": rates[1],
+               "read_per_token_mb": reads[0] / 1e6,
+               "llamacpp_read_per_token_mb": reads[1] / 1e6,
+               "all": [[r["decode_tok_s"] for r in rows]
+                       for rows in (ours, theirs)]}
+        with open(options.out, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
     return 0
 
 

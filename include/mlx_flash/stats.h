@@ -66,6 +66,8 @@ struct GenerationStats {
   double kv_bytes_read_per_token = 0;
   double io_wait_s = 0;
   double compute_s = 0;
+  double decode_io_wait_s = 0;  // their shares while decoding
+  double decode_compute_s = 0;
   double disk_bytes_per_s = 0;  // while decoding
 };
 

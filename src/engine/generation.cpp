@@ -178,6 +178,8 @@ void Generation::Impl::measure() {
   const double decoded = static_cast<double>(tokens.size() - 1);
   stats.decode_s = now_seconds() - first_time;
   stats.decode_tok_s = decoded / std::max(stats.decode_s, 1e-9);
+  stats.decode_io_wait_s = now.io_wait_s - first.io_wait_s;
+  stats.decode_compute_s = now.compute_s - first.compute_s;
   stats.decode_bytes_read = now.bytes_read - first.bytes_read;
   const auto bytes = static_cast<double>(stats.decode_bytes_read);
   stats.bytes_read_per_token = bytes / decoded;

@@ -77,6 +77,7 @@ class ReadQueue {
     uint64_t reads = 0;  // completed requests
     uint64_t bytes = 0;  // their bytes
     uint64_t retries = 0;
+    uint64_t registered = 0;  // started from files or into memory expected
     double busy_seconds = 0;  // time with at least one read under way
   };
 
@@ -105,6 +106,17 @@ class ReadQueue {
   // Holds reads of class kAhead and below to a rate; 0: as fast as they go.
   // They wait here, can be cancelled, and promoted past it.
   virtual void set_ahead_rate(double bytes_per_s) = 0;
+
+  // A hint that most reads go from `files` into `memory`, so that a back end
+  // may name them to the kernel once instead of with every read. Takes the
+  // place of an earlier one; empty: none. REQUIRES: until then the files stay
+  // open where they are and the memory is not given back to the system; no read
+  // from the one or into the other is under way now.
+  virtual void expect_reads(std::span<const File> files,
+                            std::span<std::byte> memory) {
+    (void)files;
+    (void)memory;
+  }
 
   virtual const char* name() const = 0;  // "threads", "io_uring", ...
   virtual Stats stats() const = 0;

@@ -6,6 +6,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -229,6 +231,45 @@ TEST_P(ReadQueueTest, UrgentRequestsOvertake) {
   EXPECT_EQ(got, want);
 }
 
+// Into memory and from files that were named before, and others.
+TEST_P(ReadQueueTest, ExpectedReadsAreReadsLikeOthers) {
+  MAKE_OR_SKIP(3);
+  std::vector<File> files;
+  for (int i = 0; i < 3; ++i) {
+    files.push_back(
+        std::move(File::open(temp.path(), File::Mode::kDirect)).value());
+  }
+  AlignedBuffer ring(1 << 20, kAlign);
+  const auto read_all = [&] {
+    std::array<ReadRequest, 12> r;
+    std::array<AlignedBuffer, 12> own;
+    ReadChannel channel;
+    for (size_t i = 0; i < r.size(); ++i) {
+      prepare(r[i], own[i], i * 100'000 + 7, 70'000);
+      if (i % 4 != 0) r[i].file = &files[i % files.size()];
+      if (i % 3 != 0) r[i].buffer = ring.data() + i * (80 << 10);
+      queue->submit(channel, r[i]);
+    }
+    std::array<ReadRequest*, 12> done;
+    for (size_t n = 0; n < r.size();) n += queue->wait(channel, done, true);
+    for (const ReadRequest& request : r) {
+      EXPECT_TRUE(request.status.ok()) << request.status.message();
+      EXPECT_TRUE(right(request));
+    }
+    return queue->stats().registered;
+  };
+  EXPECT_EQ(read_all(), 0u);
+  queue->expect_reads(files, {ring.data(), ring.size()});
+  const uint64_t registered = read_all();
+  if (queue->name() == std::string("io_uring")) {
+    EXPECT_GE(registered, 9u) << "those of the files at least";
+  } else {
+    EXPECT_EQ(registered, 0u);
+  }
+  queue->expect_reads({}, {});
+  EXPECT_EQ(read_all(), registered);
+}
+
 TEST_P(ReadQueueTest, ALimitHoldsForAllClasses) {
   constexpr double kLimit = 10e6;
   MAKE_OR_SKIP(4, kLimit);
@@ -397,6 +438,34 @@ TEST_P(ReadQueueTest, DamageIsDoneWhereTheRulesSay) {
   EXPECT_TRUE(read(0, 8000).first.ok());
   EXPECT_FALSE(read(8192, 4096).first.ok());
   EXPECT_EQ(faulty.reads_submitted(), 9u);
+}
+
+// The kernel takes no memory from a user without rights: reads go on as they
+// did. In a process of its own, which gives its rights away.
+TEST_P(ReadQueueTest, WithoutTheRightToLockMemoryReadsAreTheSame) {
+  MAKE_OR_SKIP(2);
+  queue.reset();
+  const auto reads = [&] {
+    const rlimit none = {0, 0};
+    if (::setrlimit(RLIMIT_MEMLOCK, &none) != 0) return 3;
+    if (::geteuid() == 0 && ::setuid(65534) != 0) return 4;
+    if (!make(2)) return 0;  // this user may not have io_uring at all
+    AlignedBuffer ring(8 << 20, kAlign);
+    queue->expect_reads({file.get(), 1}, ring.span());
+    ReadChannel channel;
+    for (size_t i = 0; i < 8; ++i) {
+      ReadRequest r;
+      AlignedBuffer unused;
+      prepare(r, unused, i * 200'000, 90'000);
+      r.buffer = ring.data() + (i << 20);
+      queue->submit(channel, r);
+      ReadRequest* done = nullptr;
+      if (queue->wait(channel, {&done, 1}, true) != 1) return 5;
+      if (!done->status.ok() || !right(r)) return 6;
+    }
+    return 0;
+  };
+  EXPECT_EXIT(std::_Exit(reads()), testing::ExitedWithCode(0), "");
 }
 
 TEST_P(ReadQueueTest, SwappedBytesArePutWhereTheOthersWere) {

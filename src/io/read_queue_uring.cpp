@@ -9,11 +9,13 @@
 #if defined(__linux__)
 
 #include <liburing.h>
+#include <sys/uio.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <thread>
+#include <vector>
 
 #include "base/check.h"
 #include "io/shared_read_queue.h"
@@ -55,6 +57,17 @@ class UringReadQueue final : public SharedReadQueue {
     start_pending();
   }
 
+  void expect_reads(std::span<const File> files,
+                    std::span<std::byte> memory) override {
+    MutexLock lock(mutex_);
+    if (!files_.empty()) ::io_uring_unregister_files(&ring_);
+    if (!memory_.empty()) ::io_uring_unregister_buffers(&ring_);
+    // The kernel may refuse: memory beyond RLIMIT_MEMLOCK, many files. Reads
+    // name them each time then.
+    files_ = register_files(files) ? files : std::span<const File>();
+    memory_ = register_memory(memory) ? memory : std::span<std::byte>();
+  }
+
   const char* name() const override { return "io_uring"; }
 
  private:
@@ -70,15 +83,42 @@ class UringReadQueue final : public SharedReadQueue {
     return ok;
   }
 
+  bool register_files(std::span<const File> files) REQUIRES(mutex_) {
+    if (files.empty() || files.size() > kFilesMax) return false;
+    std::vector<int> descriptors;
+    for (const File& file : files) descriptors.push_back(file.fd());
+    return ::io_uring_register_files(&ring_,
+                                     descriptors.data(),
+                                     static_cast<unsigned>(files.size())) == 0;
+  }
+
+  bool register_memory(std::span<std::byte> memory) REQUIRES(mutex_) {
+    if (memory.empty() || memory.size() > kMemoryMax) return false;
+    const iovec area = {memory.data(), memory.size()};
+    return ::io_uring_register_buffers(&ring_, &area, 1) == 0;
+  }
+
   // There is always an entry: no more than depth_ are ever outside the kernel.
   void prepare(ReadRequest& r) REQUIRES(mutex_) {
     io_uring_sqe* sqe = ::io_uring_get_sqe(&ring_);
     FLASH_CHECK(sqe != nullptr);
-    ::io_uring_prep_read(sqe,
-                         r.file->fd(),
-                         r.buffer + r.done_bytes,
-                         r.bytes - r.done_bytes,
-                         r.offset + r.done_bytes);
+    const bool known_memory =
+        !memory_.empty() && r.buffer >= memory_.data() &&
+        r.buffer + r.bytes <= memory_.data() + memory_.size();
+    const bool known_file = !files_.empty() && r.file >= files_.data() &&
+                            r.file < files_.data() + files_.size();
+    const int file =
+        known_file ? static_cast<int>(r.file - files_.data()) : r.file->fd();
+    std::byte* const to = r.buffer + r.done_bytes;
+    const uint32_t bytes = r.bytes - r.done_bytes;
+    const uint64_t from = r.offset + r.done_bytes;
+    if (known_memory) {
+      ::io_uring_prep_read_fixed(sqe, file, to, bytes, from, 0);
+    } else {
+      ::io_uring_prep_read(sqe, file, to, bytes, from);
+    }
+    if (known_file) ::io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+    if (known_file || known_memory) ++stats_.registered;
     ::io_uring_sqe_set_data(sqe, &r);
   }
 
@@ -163,11 +203,16 @@ class UringReadQueue final : public SharedReadQueue {
   }
 
   static constexpr std::chrono::milliseconds kRefusedPause{1};
+  static constexpr size_t kFilesMax = 1024;
+  static constexpr size_t kMemoryMax = size_t{1} << 30;  // the kernel's
 
   const int depth_;
   bool open_ = false;
   // The reaper looks at pending_ by itself before long.
   bool reaper_timed_ GUARDED_BY(mutex_) = false;
+  // What the kernel knows; empty: nothing.
+  std::span<const File> files_ GUARDED_BY(mutex_);
+  std::span<std::byte> memory_ GUARDED_BY(mutex_);
   io_uring ring_ = {};  // submission side: mutex_; completion side: reaper_
   std::thread reaper_;
 };

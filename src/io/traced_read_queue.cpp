@@ -40,6 +40,10 @@ class TracedReadQueue final : public ReadQueue {
   void set_ahead_rate(double bytes_per_s) override {
     queue_->set_ahead_rate(bytes_per_s);
   }
+  void expect_reads(std::span<const File> files,
+                    std::span<std::byte> memory) override {
+    queue_->expect_reads(files, memory);
+  }
   const char* name() const override { return queue_->name(); }
   Stats stats() const override { return queue_->stats(); }
   double now() const override { return queue_->now(); }

@@ -25,6 +25,7 @@ class TileStreamImpl final : public TileStream {
       : schedule_(schedule),
         arena_(arena),
         queue_(queue),
+        files_(files),
         options_(options),
         ring_(memory.ring),
         ring_bytes_(memory.ring_slots * memory.slot_bytes),
@@ -40,7 +41,9 @@ class TileStreamImpl final : public TileStream {
       if (!core_.pinned(tile)) continue;
       arena_.decommit(homes_[tile], home_bytes(tile));
     }
-    if (ring_committed_) arena_.decommit(ring_, ring_bytes_);
+    if (!ring_committed_) return;
+    queue_.expect_reads({}, {});
+    arena_.decommit(ring_, ring_bytes_);
   }
 
   // Takes the memory and starts reading.
@@ -48,6 +51,7 @@ class TileStreamImpl final : public TileStream {
     MutexLock lock(mutex_);
     FLASH_RETURN_IF_ERROR(arena_.commit(ring_, ring_bytes_));
     ring_committed_ = true;
+    queue_.expect_reads(files_, {ring_, ring_bytes_});
     FLASH_RETURN_IF_ERROR(join(pinned));
     tell_demand();
     pump();
@@ -236,6 +240,7 @@ class TileStreamImpl final : public TileStream {
   const Schedule& schedule_;
   Arena& arena_;
   ReadQueue& queue_;
+  const std::span<const File> files_;
   const Options options_;
   std::byte* const ring_;
   const uint64_t ring_bytes_;

@@ -384,6 +384,23 @@ class Bench(Case):
         self.assertEqual(warm["prefill_bytes_read"], 0)
         self.assertEqual(warm["tokens"], cold["tokens"])
 
+    def test_several_runs_say_which_was_cold_and_report_the_median(self):
+        bench = ["bench", "-m", self.model, "--ram", "200MB",
+                 "--prompt-tokens", "16", "-n", "4"]
+        report = self.succeed_json(*bench, "--runs", "3", "--json", "--probe")
+        runs = report["runs"]
+        self.assertEqual([r["cold"] for r in runs], [True, False, False])
+        self.assertGreater(runs[0]["prefill_bytes_read"], 0)
+        self.assertEqual(runs[1]["prefill_bytes_read"], 0)
+        self.assertEqual(report["decode_tok_s"],
+                         min(r["decode_tok_s"] for r in runs[1:]))
+        self.assertGreater(report["probe"]["disk_bytes_per_s"], 0)
+        self.assertEqual(report["probe"]["share"], 0)  # all was in memory
+        out = self.succeed(*bench, "--runs", "2", "--probe")
+        for word in ("cold", "warm", "disk alone", "computing waited"):
+            self.assertIn(word, out)
+        self.fail_with(2, *bench, "--runs", "0", says="--runs")
+
 
 class BenchDisk(Case):
     def test_json_has_the_documented_keys(self):

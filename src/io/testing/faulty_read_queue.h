@@ -44,6 +44,10 @@ class FaultyReadQueue : public ReadQueue {
   uint64_t faults_done() const;  // reads that came back damaged
 
   void submit(ReadChannel& channel, ReadRequest& request) override;
+  void expect_reads(std::span<const File> files,
+                    std::span<std::byte> memory) override {
+    inner_.expect_reads(files, memory);
+  }
   void set_ahead_rate(double bytes_per_s) override {
     inner_.set_ahead_rate(bytes_per_s);
   }
