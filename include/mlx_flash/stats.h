@@ -44,6 +44,12 @@ struct StreamCounters {
   uint64_t bytes_read = 0;  // weights, alignment slack included
   double io_wait_s = 0;     // compute waited for the disk
   double compute_s = 0;     // inside kernels
+  // Passes in which reads were held back for the sake of computing, and how
+  // often that was tried (Config::bandwidth_controller).
+  uint64_t paced_passes = 0;
+  uint64_t pace_trials = 0;
+  // Requests to the disk begun by naming files or memory that the kernel knew.
+  uint64_t registered_reads = 0;
   // The KV cache of fast, of all sessions.
   uint64_t kv_ram_bytes = 0;      // now
   uint64_t kv_disk_bytes = 0;     // now

@@ -149,7 +149,10 @@ std::string stats_table(const RunReport& report) {
                         counters.tiles_streamed,
                         counters.tiles_pinned,
                         counters.misses));
-  table.row("passes", fmt::format("{}", counters.passes));
+  table.row(
+      "passes",
+      fmt::format(
+          "{}, {} with paced reads", counters.passes, counters.paced_passes));
   return table.take();
 }
 
@@ -234,6 +237,9 @@ Json counters_json(const StreamCounters& counters) {
       {"bytes_read", counters.bytes_read},
       {"io_wait_s", counters.io_wait_s},
       {"compute_s", counters.compute_s},
+      {"paced_passes", counters.paced_passes},
+      {"pace_trials", counters.pace_trials},
+      {"registered_reads", counters.registered_reads},
       {"kv_ram_bytes", counters.kv_ram_bytes},
       {"kv_disk_bytes", counters.kv_disk_bytes},
       {"kv_bytes_written", counters.kv_bytes_written},

@@ -57,6 +57,9 @@ StreamCounters Core::counters() const {
           .io_wait_s = tiles.wait_seconds + rows.wait_seconds +
                        (kv_reader_ ? kv_reader_->wait_seconds() : 0),
           .compute_s = context_.compute_seconds,
+          .paced_passes = tiles.controller.paced_passes,
+          .pace_trials = tiles.controller.trials,
+          .registered_reads = queue_->stats().registered,
           .kv_ram_bytes = kv_pool_ ? kv_pool_->committed_bytes() : 0,
           .kv_disk_bytes = kv_file_ ? kv_file_->bytes_used() : 0,
           .kv_bytes_written = kv_file_ ? kv_file_->bytes_written() : 0,

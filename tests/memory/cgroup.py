@@ -140,6 +140,27 @@ class Group:
         except subprocess.TimeoutExpired:
             return False
 
+    def anonymous_bytes(self):
+        """What the group holds besides page cache."""
+        with open(os.path.join(self.folder, "memory.stat"),
+                  encoding="ascii") as file:
+            stat = dict(line.split() for line in file)
+        return int(stat["total_rss" if self.version == 1 else "anon"])
+
+    def ask(self, limit_bytes):
+        """Says that the limit is to come: memory.high, v1's soft limit."""
+        self._write({1: "memory.soft_limit_in_bytes", 2: "memory.high"}[
+            self.version], limit_bytes)
+
+    def set_limit(self, limit_bytes):
+        """Sets the hard limit. v1 refuses one below what is used: False."""
+        name = {1: "memory.limit_in_bytes", 2: "memory.max"}[self.version]
+        try:
+            self._write(name, limit_bytes)
+            return True
+        except OSError:
+            return False
+
     def wrap(self, command):
         """The command as a child of this process that runs in the group."""
         if self.folder is None:
