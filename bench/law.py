@@ -33,13 +33,6 @@ def machine():
     return f"{name.group(1) if name else 'unknown'}, {isa}, {os.cpu_count()} cores"
 
 
-def commit():
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"],
-                          cwd=Path(__file__).parent, capture_output=True,
-                          text=True)
-    return done.stdout.strip()
-
-
 def limited(memory, read, model, command):
     """(JSON of the command, peak of its group). An ended one is an error."""
     done = subprocess.run(
@@ -96,7 +89,6 @@ def measure(options, memory, read):
         "tokens": report["tokens"],
         "same_tokens": len({tuple(r["tokens"]) for r, _ in runs}) == 1,
         "machine": machine(),
-        "commit": commit(),
         "flags": options.flags,
     }
 
