@@ -169,6 +169,14 @@ class Session {
                  std::span<const uint32_t> chunks,
                  const LogitsFn& row);
 
+  // Writes the tokens, their cache and `note` to a file that takes the place of
+  // `path` at once, or not at all (docs/KV.md). Needs the fast kernels.
+  Status save(const std::string& path, const std::string& note = {});
+  // Takes the place of everything in the session. A file that is not there, is
+  // damaged or of another model gives less, or nothing, and no failure: what
+  // is missing is computed. Fails for a path that holds something else.
+  Result<RestoredSession> restore(const std::string& path);
+
   // Stops a running generate() or forward() at the next tile, or the next one
   // if none runs: its status is kCancelled or its finish reason kInterrupted.
   // Async-signal-safe.

@@ -57,9 +57,19 @@ struct StreamCounters {
   uint64_t kv_bytes_read = 0;     // from disk; not part of bytes_read
 };
 
+// What Session::restore() found.
+struct RestoredSession {
+  bool found = false;
+  uint64_t tokens = 0;       // the session has now
+  uint64_t cached = 0;       // of them need not be computed again
+  std::string note = {};     // as it was given to save()
+  std::string problem = {};  // why not all was taken up; empty: it was
+};
+
 // One generation.
 struct GenerationStats {
   uint64_t prompt_tokens = 0;
+  uint64_t cached_tokens = 0;  // of the session before it, not computed again
   uint64_t generated_tokens = 0;
   double ttft_s = 0;  // from the call to the first token
   double prefill_s = 0;

@@ -22,6 +22,7 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/report.h"
+#include "cli/saved_session.h"
 #include "cli/signals.h"
 #include "cli/text_input.h"
 #include "cli/values.h"
@@ -34,6 +35,7 @@ struct ChatCommandOptions {
   EngineOptions engine;
   GenerateOptions generate;
   std::string system;
+  std::string session;  // of --session; empty: none
 };
 
 class Chat {
@@ -52,6 +54,10 @@ class Chat {
                 [this](int fd) { return signals_.wait_readable(fd); }) {
     conversation_.set_system(options.system);
   }
+
+  // Takes up and writes what --session names, if anything.
+  Status take_up_session();
+  Status save_session();
 
   // Until the input ends or the user leaves; the exit code.
   Result<int> talk();
@@ -125,6 +131,28 @@ void Chat::greet() {
     say("This model has no chat template: it continues the text you type.");
   }
   say("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.");
+}
+
+Status Chat::take_up_session() {
+  FLASH_ASSIGN_OR_RETURN(const RestoredSession restored,
+                         take_up(*session_, options_.session));
+  if (!restored.note.empty()) {
+    FLASH_RETURN_IF_ERROR(
+        conversation_.restore(restored.note).at(options_.session));
+  }
+  if (!options_.system.empty()) conversation_.set_system(options_.system);
+  if (restored.found && restored.problem.empty()) {
+    say(fmt::format("The conversation in {} goes on: {} messages, {} tokens.",
+                    one_line(options_.session),
+                    conversation_.size(),
+                    restored.cached));
+  }
+  return {};
+}
+
+Status Chat::save_session() {
+  if (options_.session.empty()) return {};
+  return session_->save(options_.session, conversation_.saved());
 }
 
 Result<int> Chat::talk() {
@@ -219,12 +247,7 @@ Result<std::string> Chat::generate(std::span<const int32_t> ids) {
         ids.size(),
         engine_.plan().context));
   }
-  // At least one token must be fed: an answer starts from its logits.
-  const size_t keep = std::min({common_prefix(ids, session_->tokens()),
-                                session_->position(),
-                                ids.size() - 1});
-  FLASH_RETURN_IF_ERROR(session_->truncate(keep));
-
+  FLASH_ASSIGN_OR_RETURN(const size_t keep, keep_prefix(*session_, ids));
   Progress progress("reading", "tokens", !options_.engine.quiet);
   GenerateOptions options = options_.generate;
   options.prefill_progress = [&progress](size_t done, size_t total) {
@@ -346,9 +369,14 @@ Result<int> chat(const ChatCommandOptions& options) {
         "--system: the model has no chat template that could take it");
   }
   Chat chat(options, options.engine.name(config.model), load_s, *engine);
-  FLASH_ASSIGN_OR_RETURN(const int code, chat.talk());
+  FLASH_RETURN_IF_ERROR(chat.take_up_session());
+  const Result<int> code = chat.talk();
+  const Status saved =
+      chat.save_session();  // what was said before an error, too
+  if (!code.ok()) return code;
+  FLASH_RETURN_IF_ERROR(saved);
   FLASH_RETURN_IF_ERROR(options.engine.write_trace(*engine));
-  return code;
+  return *code;
 }
 
 }  // namespace
@@ -361,6 +389,7 @@ CommandFn add_chat(CLI::App& app) {
   options->generate.sampling.top_p = 0.9f;
   add_engine_options(app, options->engine);
   add_sampling_options(app, options->generate);
+  add_session_option(app, options->session);
   ChatCommandOptions& o = *options;
   add_value(app,
             "--system",

@@ -12,6 +12,11 @@ namespace {
 
 constexpr std::string_view kQuotes = "\"\"\"";
 
+// An answer that was cut may end inside a character.
+std::string text_of(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 }  // namespace
 
 void Conversation::add(const char* role, std::string_view content) {
@@ -27,8 +32,34 @@ std::string Conversation::json() const {
   Json messages = Json::array();
   if (!system_.empty()) messages.push_back(chat_message("system", system_));
   for (const Json& turn : turns_) messages.push_back(turn);
-  // An answer that was cut may end inside a character.
-  return messages.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return text_of(messages);
+}
+
+std::string Conversation::saved() const {
+  return text_of(Json{{"system", system_}, {"messages", turns_}});
+}
+
+Status Conversation::restore(const std::string& saved) {
+  FLASH_ASSIGN_OR_RETURN(const Json all, parse_json(saved));
+  const auto is_text = [](const Json& object, const char* key) {
+    return object.is_object() && object.contains(key) &&
+           object[key].is_string();
+  };
+  if (!is_text(all, "system") || !all.contains("messages") ||
+      !all["messages"].is_array()) {
+    return invalid_input("the session holds no conversation");
+  }
+  Json turns = Json::array();
+  for (const Json& turn : all["messages"]) {
+    if (!is_text(turn, "role") || !is_text(turn, "content")) {
+      return invalid_input("the session's conversation has a bad message");
+    }
+    turns.push_back(chat_message(turn["role"].get<std::string>().c_str(),
+                                 turn["content"].get<std::string>()));
+  }
+  system_ = all["system"].get<std::string>();
+  turns_ = std::move(turns);
+  return Status();
 }
 
 size_t common_prefix(std::span<const int32_t> a, std::span<const int32_t> b) {

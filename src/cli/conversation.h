@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "base/json.h"
+#include "base/status.h"
 
 namespace mlx_flash {
 
@@ -25,9 +26,15 @@ class Conversation {
   void drop_last();                         // REQUIRES: !empty()
   void clear() { turns_ = Json::array(); }  // keeps the system message
   bool empty() const { return turns_.empty(); }
+  size_t size() const { return turns_.size(); }
 
   // [{"role": ..., "content": ...}, ...], the system message first.
   std::string json() const;
+
+  // All of it, for restore(), which takes the place of what there is; refused,
+  // and nothing changed, for anything else.
+  std::string saved() const;
+  Status restore(const std::string& saved);
 
  private:
   std::string system_;

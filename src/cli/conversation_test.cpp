@@ -22,6 +22,28 @@ TEST(Conversation, TheSystemMessageComesFirstAndSurvivesAReset) {
   EXPECT_EQ(conversation.json(), "[]");
 }
 
+TEST(Conversation, WhatWasSavedComesBackAndNothingElseIsTaken) {
+  Conversation conversation;
+  conversation.set_system("be \"brief\"");
+  conversation.add("user", "hi\n");
+  conversation.add("assistant", "ho");
+  Conversation other;
+  other.add("user", "else");
+  ASSERT_TRUE(other.restore(conversation.saved()).ok());
+  EXPECT_EQ(other.json(), conversation.json());
+  EXPECT_EQ(other.size(), 2u);
+  for (const char* bad : {"",
+                          "[]",
+                          "{}",
+                          R"({"system":1,"messages":[]})",
+                          R"({"system":"","messages":{}})",
+                          R"({"system":"","messages":[1]})",
+                          R"({"system":"","messages":[{"role":"user"}]})"}) {
+    EXPECT_FALSE(other.restore(bad).ok()) << bad;
+  }
+  EXPECT_EQ(other.json(), conversation.json());
+}
+
 TEST(Conversation, AFailedTurnLeavesNoTrace) {
   Conversation conversation;
   conversation.add("user", "one");

@@ -97,7 +97,7 @@ constexpr CommandRow kCommands[] = {
 constexpr std::string_view kLaterCommands[] = {
     "serve", "convert", "monitor", "doctor"};
 constexpr std::string_view kLaterOptions[] = {
-    "--modelfile", "--session", "--moe-top-k", "--no-learn"};
+    "--modelfile", "--moe-top-k", "--no-learn"};
 
 constexpr const char* kExamples =
     "Examples:\n"

@@ -98,6 +98,7 @@ Json run_json(const RunReport& report,
       {"decode_bytes_read", stats.decode_bytes_read},
       {"kv_bytes_read_per_token", stats.kv_bytes_read_per_token},
       {"process_read_bytes", storage_bytes()},
+      {"cached_tokens", stats.cached_tokens},
       {"plan", plan_json(report.plan)},
       {"stats", counters_json(report.counters)},
   };

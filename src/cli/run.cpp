@@ -11,6 +11,7 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/report.h"
+#include "cli/saved_session.h"
 #include "cli/signals.h"
 #include "cli/text_input.h"
 
@@ -21,6 +22,7 @@ struct RunOptions {
   EngineOptions engine;
   PromptOptions prompt;
   GenerateOptions generate;
+  std::string session;  // of --session; empty: none
   bool json = false;
   bool stats = false;
 };
@@ -79,13 +81,17 @@ Result<int> run(const RunOptions& options) {
   FLASH_RETURN_IF_ERROR(check_prompt_ids(*engine, ids));
 
   const auto session = engine->new_session();
+  FLASH_ASSIGN_OR_RETURN(const RestoredSession restored,
+                         take_up(*session, options.session));
+  FLASH_ASSIGN_OR_RETURN(const size_t keep, keep_prefix(*session, ids));
   signals.watch(session.get());
   Progress progress("reading the prompt", "tokens", !options.engine.quiet);
   GenerateOptions generate = options.generate;
   generate.prefill_progress = [&progress](size_t done, size_t total) {
     progress.update(done, total);
   };
-  Generation generation = session->generate(ids, generate);
+  Generation generation =
+      session->generate(std::span(ids).subspan(keep), generate);
   Answer answer(options.json);
   while (const auto piece = generation.next()) {
     progress.clear();
@@ -98,9 +104,13 @@ Result<int> run(const RunOptions& options) {
   if (generation.finish_reason() == FinishReason::kError) {
     return generation.status();
   }
-  const RunReport report = make_report(
+  RunReport report = make_report(
       *engine, options.engine.name(config.model), generation.stats(), load_s);
+  report.stats.prompt_tokens = ids.size();
   FLASH_RETURN_IF_ERROR(report_run(options, report, generation, answer));
+  if (!options.session.empty()) {
+    FLASH_RETURN_IF_ERROR(session->save(options.session, restored.note));
+  }
   return signals.caught() != 0 ? signals.exit_code() : 0;
 }
 
@@ -111,6 +121,7 @@ CommandFn add_run(CLI::App& app) {
   add_engine_options(app, options->engine);
   add_prompt_options(app, options->prompt);
   add_sampling_options(app, options->generate);
+  add_session_option(app, options->session);
   app.add_flag("--json", options->json, "One JSON object on stdout, no text")
       ->group("Output");
   app.add_flag("--stats", options->stats, "A table of figures on stderr")

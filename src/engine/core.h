@@ -26,6 +26,7 @@
 #include "io/read_queue.h"
 #include "kv/kv_cache.h"
 #include "kv/kv_reader.h"
+#include "kv/session_file.h"
 #include "mlx_flash/config.h"
 #include "mlx_flash/stats.h"
 #include "mlx_flash/text.h"
@@ -55,7 +56,7 @@ class Core {
     // Instead of what the process holds, so that a budget means the same plan
     // in every run.
     std::optional<uint64_t> runtime_bytes;
-    KvFile::WriteFn write_kv;  // instead of pwrite for the KV file
+    KvFile::WriteFn write_kv;  // instead of pwrite for KV and session files
     // What the machine allows, instead of asking it. With runtime_bytes set and
     // without this, the budget stays as it is.
     std::function<LiveBudget::Sample()> sample_memory;
@@ -92,6 +93,12 @@ class Core {
   // refused with a warning.
   void request_ram(uint64_t ram_bytes) { requested_ram_ = ram_bytes; }
 
+  // A cache to a file, and back into an empty session. REQUIRES: fast.
+  Status save(SessionState& state, SavedSession saved, const std::string& path);
+  Status load(SessionState& state, SessionReader& reader);
+  // Of config.json and of samples of the weights.
+  Result<uint64_t> fingerprint() const;
+
   Result<uint64_t> write_trace(const std::string& path) const;
 
   const Config& config() const { return config_; }
@@ -111,7 +118,6 @@ class Core {
  private:
   friend class SessionState;
   Core() = default;
-
   Status load(const Config& config);
   Status make_plan(const Hooks& hooks);
   Status start(const Hooks& hooks);
@@ -182,6 +188,7 @@ class Core {
   std::unique_ptr<KvPool> kv_pool_;
   std::vector<nn::KvSpan> spans_;    // of the present forward
   std::unique_ptr<KvFile> kv_file_;  // null: all in memory
+  KvFile::WriteFn write_kv_;
   std::unique_ptr<ReadQueue> queue_;
   std::unique_ptr<KvReader> kv_reader_;
   std::unique_ptr<TileStream> tiles_;

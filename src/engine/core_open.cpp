@@ -312,6 +312,7 @@ Status Core::start(const Hooks& hooks) {
 }
 
 Status Core::open_kv_file(const KvLayout& layout, const Hooks& hooks) {
+  write_kv_ = hooks.write_kv;
   if (plan_.kv_disk_bytes_max == 0) return Status();
   FLASH_ASSIGN_OR_RETURN(kv_file_,
                          KvFile::create({.folder = config_.kv_dir,

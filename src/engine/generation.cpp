@@ -106,6 +106,7 @@ Status Generation::Impl::step(std::span<const int32_t> ids, bool is_prompt) {
 void Generation::Impl::begin() {
   started = true;
   stats.prompt_tokens = prompt.size();
+  stats.cached_tokens = session.state.length();
   if (const Status bad = check_sampling(options.sampling); !bad.ok()) {
     return fail(bad);
   }

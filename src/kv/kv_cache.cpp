@@ -124,9 +124,16 @@ Status KvCache::seal_block(size_t index, size_t b) {
     pool_.old_bytes += pool_.full().stride();
     return Status();
   }
+  return keep_old(index, b, [&](std::byte* out) { make_old(full, out); });
+}
+
+// An old version with memory of its own, or in the file.
+Status KvCache::keep_old(size_t index, size_t b, const FillFn& fill) {
+  Layer& layer = layers_[index];
+  const KvLayout& shape = layout();
   if (shape.quant_bits != 0 && room_for(pool_.old().stride())) {
     FLASH_ASSIGN_OR_RETURN(std::byte * old, pool_.old().take());
-    make_old(full, old);
+    fill(old);
     layer.old[b] = {.keys = old,
                     .values = old + shape.old_key_bytes(),
                     .bits = shape.quant_bits};
@@ -136,7 +143,7 @@ Status KvCache::seal_block(size_t index, size_t b) {
   if (pool_.file() == nullptr) {
     return exhausted("the KV cache is full: raise --ram, or lower --ctx");
   }
-  make_old(full, pool_.file()->payload());
+  fill(pool_.file()->payload());
   FLASH_ASSIGN_OR_RETURN(layer.places[b],
                          pool_.file()->put(static_cast<uint32_t>(index),
                                            static_cast<uint32_t>(b)));
@@ -219,10 +226,32 @@ bool KvCache::can_go_back(const Layer& layer,
   const size_t old = kv_old_blocks(length);
   for (size_t b = first; b < blocks_for(length); ++b) {
     const bool seen_old = b < old && b < layer.sealed;
-    if (seen_old && layer.places[b].generation != 0) continue;
+    const bool exact = seen_old || layout().quant_bits == 0;
+    if (exact && layer.places[b].generation != 0) continue;
     if ((seen_old ? layer.old[b] : layer.full[b]).keys == nullptr) return false;
   }
   return true;
+}
+
+// What the query at `length` sees in full precision and only the file has.
+Status KvCache::bring_back(Layer& layer, size_t window, size_t length) {
+  const size_t key_bytes = kBlock * layout().key_row_bytes();
+  const size_t first =
+      std::max(kv_first_block(length, window), kv_old_blocks(length));
+  for (size_t b = first; b < blocks_for(length); ++b) {
+    if (layer.full[b].keys != nullptr) continue;
+    FLASH_ASSIGN_OR_RETURN(std::byte * block, pool_.full().take());
+    layer.full[b] = {.keys = block, .values = block + key_bytes};
+    layer.dropped = std::min(layer.dropped, b);
+    KvReader& reader = *pool_.reader();
+    reader.drop();  // what was read ahead for a longer walk
+    reader.submit(layer.places[b]);
+    const auto payload = reader.wait(0);
+    if (payload.ok()) std::memcpy(block, *payload, layout().full_bytes());
+    reader.drop();
+    FLASH_RETURN_IF_ERROR(payload.status());
+  }
+  return Status();
 }
 
 bool KvCache::truncate(size_t length) {
@@ -237,13 +266,24 @@ bool KvCache::truncate(size_t length) {
   if (!kept) length = 0;
   const size_t blocks = blocks_for(length);
   for (Layer& layer : layers_) {
-    for (size_t b = length / kBlock; b < layer.full.size(); ++b) {
-      drop_old(layer, b);  // holds positions that are forgotten
-      if (b >= blocks) drop_full(layer, b);
+    for (size_t b = blocks; b < layer.full.size(); ++b) {
+      drop_old(layer, b);
+      drop_full(layer, b);
     }
     resize(layer, std::min(layer.full.size(), blocks));
-    layer.sealed = std::min(layer.sealed, length / kBlock);
     layer.dropped = std::min(layer.dropped, blocks);
+  }
+  for (size_t i = 0; i < layers_.size() && length > 0; ++i) {
+    Layer& layer = layers_[i];
+    if (!bring_back(layer, layout().window(i), length).ok()) {
+      (void)truncate(0);
+      return false;
+    }
+    // An old version of the last block holds positions that are forgotten.
+    if (length % kBlock != 0) drop_old(layer, blocks - 1);
+  }
+  for (Layer& layer : layers_) {
+    layer.sealed = std::min(layer.sealed, length / kBlock);
   }
   return kept;
 }
@@ -281,6 +321,67 @@ size_t KvCache::blocks_old() const {
         }));
   }
   return n;
+}
+
+size_t KvCache::kept_old(size_t index, size_t length) const {
+  return std::min(kv_old_blocks(length), layers_[index].sealed);
+}
+
+KvCache::Growth KvCache::growth_of(uint64_t old_records,
+                                   uint64_t full_records) const {
+  const bool same = layout().quant_bits == 0;
+  const size_t stride = same ? pool_.full().stride() : pool_.old().stride();
+  const uint64_t room = (pool_.old_limit() - pool_.old_bytes) / stride;
+  const size_t old = std::min(old_records, room);
+  return same ? Growth{.full = old + full_records}
+              : Growth{.full = full_records, .old = old};
+}
+
+Status KvCache::adopt(const KvVersion& version,
+                      std::span<const std::byte> payload,
+                      size_t length) {
+  const KvLayout& shape = layout();
+  const size_t b = version.block;
+  const size_t blocks = blocks_for(length);
+  if (version.layer >= layers_.size() || b >= blocks ||
+      (version.old && b >= kv_old_blocks(length)) ||
+      payload.size() !=
+          (version.old ? shape.old_bytes() : shape.full_bytes())) {
+    return io_error("a block that cannot be part of the saved session");
+  }
+  Layer& layer = layers_[version.layer];
+  resize(layer, blocks);
+  const size_t key_bytes = kBlock * shape.key_row_bytes();
+  const auto fill = [&](std::byte* out) {
+    std::memcpy(out, payload.data(), payload.size());
+  };
+  const bool shared =
+      version.old && shape.quant_bits == 0 && room_for(pool_.full().stride());
+  if (version.old &&
+      (layer.old[b].keys != nullptr || layer.places[b].generation != 0)) {
+    return io_error("a block twice in the saved session");
+  }
+  if (version.old) layer.sealed = std::max(layer.sealed, b + 1);
+  if (version.old && !shared) return keep_old(version.layer, b, fill);
+  if (layer.full[b].keys != nullptr) {
+    // As an old one in memory it is there already.
+    if (layer.old[b].keys == layer.full[b].keys) return Status();
+    return io_error("a block twice in the saved session");
+  }
+  FLASH_ASSIGN_OR_RETURN(std::byte * block, pool_.full().take());
+  fill(block);
+  layer.full[b] = {.keys = block, .values = block + key_bytes};
+  if (shared) {
+    layer.old[b] = layer.full[b];
+    pool_.old_bytes += pool_.full().stride();
+  }
+  return Status();
+}
+
+bool KvCache::adopted(size_t length) {
+  if (!truncate(length)) return false;
+  if (length > 0) commit(length);
+  return true;
 }
 
 }  // namespace mlx_flash

@@ -18,12 +18,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
 #include "base/status.h"
 #include "kv/kv_file.h"
 #include "kv/kv_pool.h"
+#include "kv/session_file.h"
 
 namespace mlx_flash {
 
@@ -53,10 +55,25 @@ class KvCache {
   // The forward is over: `length` positions are known.
   void commit(size_t length);
 
-  // Forgets what positions from `length` on left behind. False if a block that
-  // the query at `length` sees in full precision, or at all, is gone: then
-  // everything is forgotten.
+  // Forgets what positions from `length` on left behind; may read blocks back
+  // from the file. False if a block that the query at `length` sees in full
+  // precision, or at all, is gone: then everything is forgotten.
   bool truncate(size_t length);
+
+  // Takes up one version of a block of a cache that was saved at `length`, in
+  // the order old before full; an empty cache only. kIoError for what cannot
+  // be part of it, kExhausted where there is no room.
+  Status adopt(const KvVersion& version,
+               std::span<const std::byte> payload,
+               size_t length);
+  // All are there. False if one is missing that the next query sees: then
+  // everything is forgotten.
+  bool adopted(size_t length);
+  // Blocks that adopting so many records takes, at most.
+  Growth growth_of(uint64_t old_records, uint64_t full_records) const;
+  // How many blocks of a layer, from the first on, are kept as old ones for
+  // the query at `length`.
+  size_t kept_old(size_t layer, size_t length) const;
 
   // Where the row of a position is stored. REQUIRES: open.
   std::byte* key_row(size_t layer, size_t position);
@@ -96,7 +113,11 @@ class KvCache {
     size_t on_disk = 0;
   };
 
+  // Fills the memory of an old block.
+  using FillFn = std::function<void(std::byte* out)>;
+
   Status seal_block(size_t index, size_t block);
+  Status keep_old(size_t index, size_t block, const FillFn& fill);
   void make_old(const kernels::KvBlock& full, std::byte* out) const;
   // Whether old blocks may take `bytes` more of memory.
   bool room_for(uint64_t bytes) const;
@@ -106,6 +127,7 @@ class KvCache {
   // Whether the full version of a sealed block is a copy that can go.
   bool spare(const Layer& layer, size_t block) const;
   bool can_go_back(const Layer& layer, size_t window, size_t length) const;
+  Status bring_back(Layer& layer, size_t window, size_t length);
 
   KvPool& pool_;  // outlives the cache
   std::vector<Layer> layers_;

@@ -129,28 +129,9 @@ void KvFile::give(const KvPlace& place) {
 }
 
 Status KvFile::write_record(uint64_t offset) {
-  for (size_t done = 0; done < record_bytes_;) {
-    const ssize_t n = options_.write(fd_,
-                                     staging_.data() + done,
-                                     record_bytes_ - done,
-                                     static_cast<off_t>(offset + done));
-    if (n > 0) {
-      done += static_cast<size_t>(n);
-      // A direct write goes on where whole sectors end.
-      done = done / 512 * 512;
-      continue;
-    }
-    const int error = n == 0 ? ENOSPC : errno;
-    if (error == EINTR) continue;
-#if defined(O_DIRECT)
-    const int flags = ::fcntl(fd_, F_GETFL);
-    if (error == EINVAL && flags >= 0 && (flags & O_DIRECT) != 0) {
-      if (::fcntl(fd_, F_SETFL, flags & ~O_DIRECT) == 0) continue;
-    }
-#endif
-    return write_error(error);
-  }
-  return Status();
+  const int error =
+      write_pages(fd_, staging_.data(), record_bytes_, offset, options_.write);
+  return error == 0 ? Status() : write_error(error);
 }
 
 Status KvFile::write_error(int error) const {

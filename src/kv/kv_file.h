@@ -15,11 +15,8 @@
 //
 // Thread-compatible.
 
-#include <sys/types.h>
-
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,6 +24,7 @@
 #include "base/status.h"
 #include "io/aligned_buffer.h"
 #include "io/file.h"
+#include "kv/page_write.h"
 
 namespace mlx_flash {
 
@@ -42,8 +40,7 @@ struct KvPlace {
 
 class KvFile {
  public:
-  // As pwrite.
-  using WriteFn = std::function<ssize_t(int, const void*, size_t, off_t)>;
+  using WriteFn = PageWriteFn;
   struct Options {
     std::string folder = {};   // empty: the system's temporary one
     size_t payload_bytes = 0;  // of a block

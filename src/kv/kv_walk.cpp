@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "kv/kv_walk.h"
 
+#include <algorithm>
+
 namespace mlx_flash {
 
 KvWalk::KvWalk(const KvCache& cache, size_t layer, size_t first, size_t end)
@@ -22,6 +24,7 @@ void KvWalk::match_ring() {
     while (b < end_ && places[b].generation == 0) ++b;
     if (b == end_ || !(places[b] == reader_->place(i))) {
       reader_->drop();
+      asked_ = at_;
       return;
     }
     asked_ = ++b;
@@ -44,9 +47,10 @@ void KvWalk::read_ahead() {
     const KvPlace& last = reader_->place(reader_->size() - 1);
     if (last.layer == next) b = last.block + 1;
   }
-  // The next token's first layer may see a block more or fewer: what does not
-  // match is dropped there.
-  for (; b < others.size() && !reader_->full(); ++b) {
+  // As far as this layer's walk: a cache that went back may have older versions
+  // of what is seen in full precision.
+  const size_t end = std::min(end_, others.size());
+  for (; b < end && !reader_->full(); ++b) {
     if (others[b].generation != 0) reader_->submit(others[b]);
   }
 }

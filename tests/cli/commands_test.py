@@ -258,8 +258,8 @@ class Usage(Case):
     def test_what_is_not_there_yet_says_so(self):
         for name in ("serve", "convert", "monitor", "doctor"):
             self.fail_with(2, name, says=(name, "not available yet"))
-        self.fail_with(2, "run", "-p", "a", "--session", "s",
-                       says=("--session", "not available yet"))
+        self.fail_with(2, "run", "-p", "a", "--modelfile", "s",
+                       says=("--modelfile", "not available yet"))
         self.fail_with(2, "run", "-m", self.model, "-p", "a", "--trace",
                        "no/such/folder/t.json",
                        says=("--trace", "No such file"))

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+
+// A session's cache to a file and back.
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "engine/core.h"
+#include "kv/kv_saved.h"
+
+namespace mlx_flash {
+namespace {
+
+// Another model, or another version of it, differs nearly everywhere: a few
+// pages of each file tell, where all of them would be a whole pass.
+constexpr uint64_t kSamples = 64;
+constexpr size_t kSampleBytes = 4096;
+
+uint64_t checksum(const void* data, size_t n) {
+  return kv_checksum(static_cast<const std::byte*>(data), n);
+}
+
+}  // namespace
+
+Result<uint64_t> Core::fingerprint() const {
+  const std::string config = checkpoint_->config().dump();
+  std::vector<uint64_t> parts = {checksum(config.data(), config.size())};
+  std::array<std::byte, kSampleBytes> page;
+  for (const File& file : files_) {
+    parts.push_back(file.size());
+    const auto n =
+        static_cast<size_t>(std::min<uint64_t>(kSampleBytes, file.size()));
+    for (uint64_t i = 0; i < kSamples; ++i) {
+      const uint64_t at = (file.size() - n) / (kSamples - 1) * i;
+      FLASH_RETURN_IF_ERROR(file.read(at, std::span(page).first(n)));
+      file.drop_cached(at, n);
+      parts.push_back(checksum(page.data(), n));
+    }
+  }
+  return checksum(parts.data(), parts.size() * sizeof(uint64_t));
+}
+
+Status Core::save(SessionState& state,
+                  SavedSession saved,
+                  const std::string& path) {
+  const KvLayout& layout = kv_pool_->layout();
+  FLASH_ASSIGN_OR_RETURN(saved.model, fingerprint());
+  saved.layout = saved_layout(layout);
+  saved.length = state.length();
+  FLASH_ASSIGN_OR_RETURN(
+      const auto writer,
+      SessionWriter::create(
+          path, saved, saved_payload_bytes(layout), write_kv_));
+  FLASH_RETURN_IF_ERROR(save_blocks(*state.kv_, saved.length, *writer));
+  return writer->commit();
+}
+
+Status Core::load(SessionState& state, SessionReader& reader) {
+  const SavedSession& saved = reader.session();
+  if (saved.layout != saved_layout(kv_pool_->layout())) {
+    return io_error(
+        "it was saved with another --kv-quant, --kv-type, or version");
+  }
+  const KvCache::Growth growth =
+      state.kv_->growth_of(reader.old_records(), reader.full_records());
+  FLASH_RETURN_IF_ERROR(make_room(kv_pool_->full().bytes_missing(growth.full) +
+                                      kv_pool_->old().bytes_missing(growth.old),
+                                  0));
+  FLASH_RETURN_IF_ERROR(load_blocks(*state.kv_, saved.length, reader));
+  state.length_ = saved.length;
+  return Status();
+}
+
+}  // namespace mlx_flash

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: MIT
+
+// A session that was saved and taken up again goes on as if nothing had
+// happened, without computing its tokens again; and where a file does not hold,
+// it computes them, says so, and goes on with the same bits.
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "engine/session.h"
+#include "engine/testing/tiny_model.h"
+
+namespace mlx_flash {
+namespace {
+
+using testing::TemporaryFolder;
+using testing::TinyModel;
+using testing::write_tiny_model;
+
+constexpr size_t kSaved = 830;
+constexpr size_t kTokens = 900;
+constexpr uint32_t kVocab = 307;
+using Logits = std::vector<std::vector<float>>;
+
+std::vector<int32_t> tokens_between(size_t begin, size_t end) {
+  std::vector<int32_t> ids;
+  for (size_t i = begin; i < end; ++i) {
+    ids.push_back(static_cast<int32_t>((i * 37 + i * i * 11 + 5) % kVocab));
+  }
+  return ids;
+}
+
+TinyModel small_model() {
+  TinyModel model;
+  model.hidden_size = 64;
+  model.intermediate_size = 128;
+  model.num_attention_heads = 4;
+  return model;
+}
+
+class SavedSessions : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    TinyModel model = small_model();
+    model.sliding_window = 200;
+    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
+    model.seed = 2;
+    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/other").ok());
+  }
+
+  Config config(int bits, bool disk, const std::string& model = "/m") {
+    Config config;
+    config.model = folder_.path() + model;
+    config.ram_bytes = 1'000'000'000;
+    config.context = kTokens + 100;
+    config.prefill_rows = 300;
+    config.threads = 1;
+    config.kernels = Kernels::kFast;
+    config.io = IoBackend::kThreads;
+    config.kv_quant = bits;
+    if (disk) config.kv_ram_bytes = 1;  // the least
+    config.kv_dir = folder_.path() + "/kv";
+    return config;
+  }
+
+  static std::unique_ptr<Engine> open(const Config& config) {
+    auto engine = Engine::open(config);
+    EXPECT_TRUE(engine.ok()) << engine.status().message();
+    return engine.ok() ? std::move(engine).value() : nullptr;
+  }
+
+  // Logits of the tokens that follow what the session has, to `end`.
+  static Logits feed(Session& session, size_t end) {
+    Logits logits;
+    const Status status =
+        session.forward(tokens_between(session.tokens().size(), end),
+                        {},
+                        [&](size_t, std::span<const float> row) {
+                          logits.emplace_back(row.begin(), row.end());
+                        });
+    EXPECT_TRUE(status.ok()) << status.message();
+    return logits;
+  }
+
+  // Whether `logits` are the last of `expected`, bit for bit.
+  static bool ends_with(const Logits& expected, const Logits& logits) {
+    if (logits.empty() || logits.size() > expected.size()) return false;
+    const size_t skip = expected.size() - logits.size();
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const auto& want = expected[skip + i];
+      if (std::memcmp(logits[i].data(), want.data(), want.size() * 4) != 0) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // A session of kSaved tokens in a file; the logits of all kTokens without
+  // any of that.
+  Logits save(const Config& config) {
+    const auto engine = open(config);
+    const auto session = engine->new_session();
+    Logits expected = feed(*session, kSaved);
+    const Status saved = session->save(path_, "a note");
+    EXPECT_TRUE(saved.ok()) << saved.message();
+    // Saving has not disturbed what goes on.
+    const Logits more = feed(*session, kTokens);
+    expected.insert(expected.end(), more.begin(), more.end());
+    const auto fresh = engine->new_session();
+    EXPECT_TRUE(ends_with(feed(*fresh, kTokens), expected));
+    return expected;
+  }
+
+  TemporaryFolder folder_;
+  std::string path_ = folder_.path() + "/talk";
+};
+
+TEST_F(SavedSessions, ARestartIsNoRestart) {
+  for (const int bits : {0, 8, 4}) {
+    for (const bool disk : {false, true}) {
+      const Config saved = config(bits, disk);
+      const Logits expected = save(saved);
+      // The budget of the cache may be another.
+      for (const bool later : {false, true}) {
+        const auto engine = open(config(bits, later));
+        const auto session = engine->new_session();
+        const auto restored = session->restore(path_);
+        ASSERT_TRUE(restored.ok()) << restored.status().message();
+        EXPECT_EQ(restored->problem, "");
+        EXPECT_TRUE(restored->found);
+        EXPECT_EQ(restored->note, "a note");
+        EXPECT_EQ(restored->cached, kSaved);
+        EXPECT_EQ(session->tokens(), tokens_between(0, kSaved));
+        EXPECT_EQ(engine->counters().passes, 0u);
+        EXPECT_EQ(engine->counters().kv_disk_bytes > 0, later);
+        const Logits logits = feed(*session, kTokens);
+        EXPECT_EQ(logits.size(), kTokens - kSaved);
+        EXPECT_TRUE(ends_with(expected, logits)) << bits << disk << later;
+        EXPECT_EQ(engine->counters().passes, 1u);
+      }
+    }
+  }
+}
+
+TEST_F(SavedSessions, InFullPrecisionAnyPrefixIsTakenUp) {
+  for (const bool disk : {false, true}) {
+    const Logits expected = save(config(0, disk));
+    std::mt19937_64 random(disk ? 21 : 22);
+    for (int i = 0; i < 10; ++i) {
+      // The windows of this model's sliding layers see no further back.
+      const size_t cut = kSaved - random() % 64;
+      const auto engine = open(config(0, disk));
+      const auto session = engine->new_session();
+      ASSERT_TRUE(session->restore(path_).ok());
+      ASSERT_TRUE(session->truncate(cut).ok());
+      EXPECT_EQ(session->impl().state.length(), cut);
+      EXPECT_TRUE(ends_with(expected, feed(*session, kTokens))) << cut << disk;
+      EXPECT_EQ(engine->counters().passes, 1u);
+    }
+  }
+  ASSERT_TRUE(write_tiny_model(small_model(), folder_.path() + "/m").ok());
+  for (const bool disk : {false, true}) {
+    const Logits expected = save(config(0, disk));
+    std::mt19937_64 random(disk ? 23 : 24);
+    for (int i = 0; i < 10; ++i) {
+      const size_t cut = 1 + random() % kSaved;
+      const auto engine = open(config(0, disk));
+      const auto session = engine->new_session();
+      ASSERT_TRUE(session->restore(path_).ok());
+      ASSERT_TRUE(session->truncate(cut).ok());
+      EXPECT_EQ(session->impl().state.length(), cut);
+      // Few rows at first: blocks beyond what they see as old ones are still
+      // in the file.
+      Logits logits = feed(*session, cut + 3);
+      for (const size_t end : {cut + 4, cut + 5, kTokens}) {
+        const Logits more = feed(*session, end);
+        logits.insert(logits.end(), more.begin(), more.end());
+      }
+      EXPECT_TRUE(ends_with(expected, logits)) << cut << disk;
+      EXPECT_EQ(engine->counters().passes, 3 + (kTokens - cut - 5 + 299) / 300);
+    }
+  }
+}
+
+TEST_F(SavedSessions, SavedAgainAfterGoingBackItIsTheSame) {
+  for (const int bits : {0, 8}) {
+    const Logits expected = save(config(bits, true));
+    const auto engine = open(config(bits, true));
+    auto session = engine->new_session();
+    ASSERT_TRUE(session->restore(path_).ok());
+    ASSERT_TRUE(session->truncate(kSaved - 61).ok());
+    ASSERT_TRUE(session->save(path_).ok());
+    session = engine->new_session();
+    const auto restored = session->restore(path_);
+    ASSERT_TRUE(restored.ok());
+    EXPECT_EQ(restored->problem, "");
+    EXPECT_EQ(restored->cached, kSaved - 61);
+    EXPECT_TRUE(ends_with(expected, feed(*session, kTokens)));
+  }
+}
+
+TEST_F(SavedSessions, ADamagedFileIsComputedAgainAndSaid) {
+  const Config config = this->config(8, true);
+  const Logits expected = save(config);
+  const auto size = std::filesystem::file_size(path_);
+  std::ifstream in(path_, std::ios::binary);
+  const std::string whole((std::istreambuf_iterator<char>(in)), {});
+  ASSERT_EQ(whole.size(), size);
+  const auto engine = open(config);
+  std::mt19937_64 random(31);
+  for (int i = 0; i < 24; ++i) {
+    std::string bytes = whole;
+    if (i % 3 == 0) {
+      bytes.resize(1000 + random() % (size - 1000));
+    } else {
+      bytes[random() % size] ^= static_cast<char>(1 << random() % 7);
+    }
+    std::ofstream(path_, std::ios::binary) << bytes;
+    const auto session = engine->new_session();
+    const auto restored = session->restore(path_);
+    ASSERT_TRUE(restored.ok()) << restored.status().message();
+    EXPECT_NE(restored->problem.find("damaged"), std::string::npos)
+        << restored->problem;
+    EXPECT_TRUE(restored->problem.starts_with(path_));
+    EXPECT_EQ(restored->cached, 0u);
+    EXPECT_EQ(engine->counters().kv_disk_bytes, 0u);
+    // Its tokens may be whole: then the next call computes them.
+    if (restored->tokens > 0) {
+      EXPECT_EQ(session->tokens(), tokens_between(0, kSaved));
+    }
+    if (i < 6) {
+      EXPECT_TRUE(ends_with(expected, feed(*session, kTokens)));
+    }
+  }
+}
+
+TEST_F(SavedSessions, WhatIsOfAnotherModelOrKindIsNotTakenUp) {
+  const Logits expected = save(config(8, false));
+  const struct {
+    Config config;
+    const char* says;
+    bool keeps_tokens;
+  } cases[] = {
+      {config(8, false, "/other"), "another model", false},
+      {config(4, false), "another --kv-quant", true},
+      {config(0, false), "another --kv-quant", true},
+  };
+  for (const auto& c : cases) {
+    const auto engine = open(c.config);
+    const auto session = engine->new_session();
+    const auto restored = session->restore(path_);
+    ASSERT_TRUE(restored.ok());
+    EXPECT_NE(restored->problem.find(c.says), std::string::npos)
+        << restored->problem;
+    EXPECT_EQ(restored->cached, 0u);
+    EXPECT_EQ(restored->tokens, c.keeps_tokens ? kSaved : 0);
+    EXPECT_EQ(restored->note, "a note");
+    const auto fresh = engine->new_session();
+    EXPECT_TRUE(ends_with(feed(*fresh, kTokens), feed(*session, kTokens)));
+  }
+  Config small = config(8, false);
+  small.context = kSaved - 1;
+  const auto engine = open(small);
+  const auto session = engine->new_session();
+  const auto restored = session->restore(path_);
+  ASSERT_TRUE(restored.ok());
+  EXPECT_NE(restored->problem.find("--ctx"), std::string::npos);
+  EXPECT_EQ(session->tokens().size(), 0u);
+}
+
+TEST_F(SavedSessions, NoFileIsANewSessionAndSomebodysFileIsRefused) {
+  const auto engine = open(config(8, false));
+  const auto session = engine->new_session();
+  const auto none = session->restore(path_);
+  ASSERT_TRUE(none.ok());
+  EXPECT_FALSE(none->found);
+  EXPECT_EQ(none->problem, "");
+  // An empty one can be saved, too.
+  ASSERT_TRUE(session->save(path_, "n").ok());
+  EXPECT_EQ(session->restore(path_)->note, "n");
+  std::ofstream(path_) << "# Notes\n";
+  EXPECT_EQ(session->restore(path_).status().code(), StatusCode::kInvalidInput);
+}
+
+}  // namespace
+}  // namespace mlx_flash

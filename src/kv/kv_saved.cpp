@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+#include "kv/kv_saved.h"
+
+#include <cstring>
+#include <vector>
+
+#include "kv/kv_file.h"
+#include "kv/kv_walk.h"
+
+namespace mlx_flash {
+namespace {
+
+constexpr size_t kBlock = kernels::kKvBlock;
+
+// Raised when what is stored for the same tokens changes.
+constexpr uint64_t kVersion = 1;
+
+// Rows past the last position hold what others left there.
+void clear_rows(const KvLayout& layout, size_t rows, std::byte* block) {
+  const size_t keys = layout.key_row_bytes();
+  const size_t values = layout.value_row_bytes();
+  std::memset(block + rows * keys, 0, (kBlock - rows) * keys);
+  std::byte* first = block + kBlock * keys;
+  std::memset(first + rows * values, 0, (kBlock - rows) * values);
+}
+
+Status save_old(const KvCache& cache,
+                uint32_t layer,
+                size_t end,
+                SessionWriter& writer) {
+  const size_t bytes = cache.layout().old_bytes();
+  for (KvWalk walk(cache, layer, 0, end);;) {
+    FLASH_ASSIGN_OR_RETURN(const KvWalk::Piece piece, walk.next());
+    if (piece.blocks.empty()) return Status();
+    for (size_t i = 0; i < piece.blocks.size(); ++i) {
+      // What has left a sliding window is nowhere.
+      if (piece.blocks[i].keys == nullptr) continue;
+      std::memcpy(writer.payload(), piece.blocks[i].keys, bytes);
+      const auto block = static_cast<uint32_t>(piece.first + i);
+      FLASH_RETURN_IF_ERROR(writer.put({layer, block, true}, bytes));
+    }
+  }
+}
+
+Status save_full(const KvCache& cache,
+                 uint32_t layer,
+                 size_t length,
+                 SessionWriter& writer) {
+  const auto full = cache.full(layer);
+  const auto old = cache.old(layer);
+  const size_t end = cache.kept_old(layer, length);
+  const size_t bytes = cache.layout().full_bytes();
+  for (size_t b = 0; b * kBlock < length; ++b) {
+    if (full[b].keys == nullptr) continue;
+    if (b < end && old[b].keys == full[b].keys) continue;
+    std::memcpy(writer.payload(), full[b].keys, bytes);
+    if ((b + 1) * kBlock > length) {
+      clear_rows(cache.layout(), length - b * kBlock, writer.payload());
+    }
+    const auto block = static_cast<uint32_t>(b);
+    FLASH_RETURN_IF_ERROR(writer.put({layer, block, false}, bytes));
+  }
+  return Status();
+}
+
+}  // namespace
+
+uint64_t saved_layout(const KvLayout& layout) {
+  std::vector<uint64_t> fields = {kVersion,
+                                  kBlock,
+                                  kKvWindow,
+                                  layout.layers,
+                                  layout.kv_heads,
+                                  layout.head_dim,
+                                  layout.value_dim,
+                                  static_cast<uint64_t>(layout.dtype),
+                                  static_cast<uint64_t>(layout.quant_bits)};
+  for (size_t i = 0; i < layout.layers; ++i) fields.push_back(layout.window(i));
+  return kv_checksum(reinterpret_cast<const std::byte*>(fields.data()),
+                     fields.size() * sizeof(uint64_t));
+}
+
+Status save_blocks(const KvCache& cache, size_t length, SessionWriter& writer) {
+  for (size_t i = 0; i < cache.layout().layers; ++i) {
+    const auto layer = static_cast<uint32_t>(i);
+    FLASH_RETURN_IF_ERROR(
+        save_old(cache, layer, cache.kept_old(i, length), writer));
+    FLASH_RETURN_IF_ERROR(save_full(cache, layer, length, writer));
+  }
+  return Status();
+}
+
+Status load_blocks(KvCache& cache, size_t length, SessionReader& reader) {
+  const size_t most = saved_payload_bytes(cache.layout());
+  Status status;
+  const uint64_t records = reader.old_records() + reader.full_records();
+  for (uint64_t i = 0; i < records && status.ok(); ++i) {
+    const auto record = reader.next(most);
+    status = record.ok() ? cache.adopt(record->version,
+                                       {record->payload, record->bytes},
+                                       length)
+                         : record.status();
+  }
+  if (!status.ok()) {
+    (void)cache.truncate(0);
+    return status;
+  }
+  return cache.adopted(length)
+             ? Status()
+             : io_error("a block is missing in the saved session");
+}
+
+}  // namespace mlx_flash
