@@ -266,6 +266,114 @@ TEST_F(KvOnDisk, BlocksFromTheFileChangeNoBit) {
   }
 }
 
+TEST_F(KvOnDisk, InFullPrecisionAnyPositionComesBackFromTheFile) {
+  Config config = disk_config(0);
+  config.kv_ram_bytes = 0;
+  const auto memory = open(config);
+  ASSERT_NE(memory, nullptr);
+  SessionState session(*memory);
+  const Logits expected = feed(*memory, session, 0, kLong, 300);
+  config = disk_config(0);
+  for (const int threads : {1, 2}) {
+    config.threads = threads;
+    const auto core = open(config);
+    ASSERT_NE(core, nullptr);
+    SessionState other(*core);
+    for (const size_t back : {65u, 192u, 500u, 1037u, 1099u}) {
+      const size_t to = kLong - back;
+      // Other tokens where it goes back over.
+      ASSERT_TRUE(other.truncate(to));
+      feed(*core, other, other.length(), to, 170);
+      feed(*core, other, to, kLong, 210, 3);
+      const uint64_t read = core->counters().kv_bytes_read;
+      ASSERT_TRUE(other.truncate(to)) << back;
+      EXPECT_EQ(other.length(), to);
+      // Three blocks of three layers: what the window takes from the file.
+      if (back >= 192 && to > 200) {
+        EXPECT_GT(core->counters().kv_bytes_read, read) << back;
+      }
+      EXPECT_TRUE(
+          same_bits(Logits(expected.begin() + static_cast<long>(to),
+                           expected.begin() + static_cast<long>(to) + 9),
+                    feed(*core, other, to, to + 9, 1)))
+          << back;
+      EXPECT_TRUE(same_bits(
+          Logits(expected.begin() + static_cast<long>(to) + 9, expected.end()),
+          feed(*core, other, to + 9, kLong, threads == 1 ? 64 : 301)))
+          << back;
+      ASSERT_TRUE(other.truncate(to - 1));
+      EXPECT_LE(core->counters().kv_ram_bytes, core->plan().kv_bytes_max);
+    }
+  }
+}
+
+TEST_F(KvOnDisk, ABlockThatDoesNotComeBackIsComputedAgain) {
+  Core::Hooks hooks;
+  hooks.runtime_bytes = 1'000'000;
+  FaultyReadQueue* faulty = nullptr;
+  std::unique_ptr<ReadQueue> inner;
+  hooks.wrap_queue = [&](std::unique_ptr<ReadQueue> queue) {
+    inner = std::move(queue);
+    auto wrapped = std::make_unique<FaultyReadQueue>(*inner);
+    faulty = wrapped.get();
+    return wrapped;
+  };
+  auto core = Core::open(disk_config(0), hooks);
+  ASSERT_TRUE(core.ok()) << core.status().message();
+  {
+    SessionState session(**core);
+    const Logits expected = feed(**core, session, 0, 900, 300);
+    faulty->fail_read(faulty->reads_submitted() + 3, 100);
+    EXPECT_FALSE(session.truncate(500));
+    EXPECT_EQ(session.length(), 0u);
+    EXPECT_EQ((*core)->counters().kv_disk_bytes, 0u);
+    faulty->clear();
+    EXPECT_TRUE(same_bits(expected, feed(**core, session, 0, 900, 128)));
+  }
+  core->reset();
+}
+
+TEST_F(KvOnDisk, SlidingLayersBesideOthersChangeNoBit) {
+  TinyModel model;
+  model.max_position_embeddings = 32768;
+  model.sliding_window = 300;
+  ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
+  for (const int bits : {0, 4, 8}) {
+    Config config = disk_config(bits);
+    config.kv_ram_bytes = 0;
+    const auto memory = open(config);
+    ASSERT_NE(memory, nullptr);
+    SessionState session(*memory);
+    const Logits expected = feed(*memory, session, 0, kLong, 300);
+    config = disk_config(bits);
+    for (const size_t chunk : {300u, 77u}) {
+      config.threads = chunk == 77 ? 2 : 1;
+      const auto core = open(config);
+      ASSERT_NE(core, nullptr);
+      SessionState other(*core);
+      Logits logits = feed(*core, other, 0, kLong - 30, chunk);
+      const Logits last = feed(*core, other, kLong - 30, kLong, 1);
+      logits.insert(logits.end(), last.begin(), last.end());
+      EXPECT_TRUE(same_bits(expected, logits)) << bits << " " << chunk;
+      const StreamCounters counters = core->counters();
+      const KvLayout layout = core->model().kv_layout(DType::kF16, bits);
+      const size_t record = KvLayout::whole_pages(64 + layout.old_bytes());
+      const auto slide = static_cast<size_t>(std::count(
+          layout.windows.begin(), layout.windows.end(), uint32_t{300}));
+      ASSERT_GT(slide, 0u);
+      ASSERT_LT(slide, 3u);
+      // What slides keeps its window, the others everything.
+      const size_t others = (3 - slide) * kv_old_blocks(kLong - 1);
+      ASSERT_EQ(counters.kv_disk_bytes % record, 0u);
+      EXPECT_GT(counters.kv_disk_bytes / record, others);
+      EXPECT_LE(counters.kv_disk_bytes / record, others + slide * 5);
+      ASSERT_TRUE(other.truncate(kLong - 64));
+      EXPECT_TRUE(same_bits(Logits(expected.end() - 64, expected.end()),
+                            feed(*core, other, kLong - 64, kLong, 9)));
+    }
+  }
+}
+
 TEST_F(KvOnDisk, AContextThatMemoryDoesNotHoldGoesToDisk) {
   Config config = disk_config(0);
   config.kv_ram_bytes = 0;
