@@ -27,6 +27,7 @@ struct PlanSummary {
   uint64_t runtime_bytes = 0;  // code, tokenizer, libraries, small tensors
   uint64_t predicted_peak_bytes = 0;
   double predicted_decode_tok_s = 0;  // 0: disk speed unknown
+  double predicted_full_tok_s = 0;    // with the context full
   double disk_bytes_per_s = 0;        // 0: unknown
   uint64_t context = 0;               // tokens
   uint32_t prefill_rows = 0;

@@ -175,6 +175,7 @@ Json plan_json(const PlanSummary& plan) {
       {"fits", plan.ram_bytes >= plan.ram_min_bytes},
       {"kv_bytes_max", plan.kv_bytes_max},
       {"kv_disk_bytes_max", plan.kv_disk_bytes_max},
+      {"predicted_full_tok_s", plan.predicted_full_tok_s},
       {"context", plan.context},
       {"prefill_rows", plan.prefill_rows},
       {"prefill_activation_bytes", plan.prefill_activation_bytes},
@@ -222,7 +223,10 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
   }
   if (plan.predicted_decode_tok_s > 0) {
     table.row("predicted speed",
-              fmt::format("{:.3g} tok/s", plan.predicted_decode_tok_s));
+              fmt::format("{:.3g} tok/s, {:.3g} at {} tokens",
+                          plan.predicted_decode_tok_s,
+                          plan.predicted_full_tok_s,
+                          plan.context));
   }
   table.row("fits", "yes");
   return table.take();

@@ -185,12 +185,11 @@ void choose_sizes(const Costs& costs, Draft& d) {
   grow(costs, d, &Draft::slots, std::max(tiles, kRingSlotsMin), 4);
 }
 
-double decode_rate(const Plan& plan, const Limits& limits) {
+double decode_rate(const Plan& plan, const Limits& limits, uint64_t read) {
   double seconds = 0;
-  if (plan.streamed_bytes > 0) {
+  if (read > 0) {
     if (limits.disk_bytes_per_s <= 0) return 0;
-    seconds =
-        static_cast<double>(plan.streamed_bytes) / limits.disk_bytes_per_s;
+    seconds = static_cast<double>(read) / limits.disk_bytes_per_s;
   }
   if (limits.compute_bytes_per_s > 0) {
     // Reading and computing overlap.
@@ -199,6 +198,13 @@ double decode_rate(const Plan& plan, const Limits& limits) {
         static_cast<double>(plan.pass_bytes) / limits.compute_bytes_per_s);
   }
   return seconds > 0 ? 1 / seconds : 0;
+}
+
+// Bytes from the disk for a token when the context is full.
+uint64_t read_when_full(const Plan& plan) {
+  const uint64_t taken =
+      std::min(plan.pinned_bytes, plan.kv_bytes_max - plan.kv_bytes);
+  return plan.streamed_bytes + taken + plan.kv_disk_bytes_max;
 }
 
 std::string megabytes(uint64_t bytes) {
@@ -312,7 +318,8 @@ Result<Plan> make_plan(const Schedule& schedule,
   FLASH_CHECK(costs.fits(decode));
   plan.predicted_peak_bytes = predicted_peak(costs, decode, plan);
   plan.disk_bytes_per_s = limits.disk_bytes_per_s;
-  plan.predicted_decode_tok_s = decode_rate(plan, limits);
+  plan.predicted_decode_tok_s = decode_rate(plan, limits, plan.streamed_bytes);
+  plan.predicted_full_tok_s = decode_rate(plan, limits, read_when_full(plan));
   return plan;
 }
 

@@ -80,6 +80,9 @@ struct Plan {
   uint64_t runtime_bytes = 0;
   uint64_t predicted_peak_bytes = 0;
   double predicted_decode_tok_s = 0;  // 0: unknown
+  // With the context full: KV has taken its memory from pins, and what of it is
+  // on disk is read for each token.
+  double predicted_full_tok_s = 0;
   double disk_bytes_per_s = 0;
   uint64_t context = 0;       // tokens a session may hold
   uint32_t prefill_rows = 0;  // rows of one forward, at most

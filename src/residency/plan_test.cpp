@@ -262,6 +262,30 @@ TEST(Plan, TheRateIsThatOfTheSlowerOfDiskAndCompute) {
   EXPECT_NEAR(slow_compute, 1e8 / static_cast<double>(other.pass_bytes), 1e-6);
 }
 
+TEST(Plan, AFullContextReadsWhatItsBlocksTookFromPinsAndItsBlocksOnDisk) {
+  auto limits = small_limits(64 * kMB);
+  limits.context = 2048;
+  limits.disk_bytes_per_s = 1e8;
+  auto made = plan_model(small_model(), 4096, 0, small_costs(), limits);
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  const Plan& plan = made->plan;
+  ASSERT_GT(plan.kv_bytes_max, plan.kv_bytes);
+  EXPECT_NEAR(1e8 / plan.predicted_full_tok_s,
+              static_cast<double>(plan.streamed_bytes + plan.kv_bytes_max -
+                                  plan.kv_bytes),
+              1);
+  auto costs = small_costs();
+  costs.kv_floor_bytes = limits.kv_ram_bytes = 2 * kMB;
+  made = plan_model(small_model(), 4096, 0, costs, limits);
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  ASSERT_GT(made->plan.kv_disk_bytes_max, 0u);
+  EXPECT_NEAR(
+      1e8 / made->plan.predicted_full_tok_s,
+      static_cast<double>(made->plan.streamed_bytes + made->plan.kv_bytes_max -
+                          made->plan.kv_bytes + made->plan.kv_disk_bytes_max),
+      1);
+}
+
 TEST(Plan, AContextBeyondTheModelOrTheBudgetIsRefused) {
   auto limits = small_limits(64 * kMB);
   limits.context = 8193;
