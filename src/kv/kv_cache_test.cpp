@@ -230,6 +230,43 @@ TEST(KvCache, ASlidingLayerKeepsItsWindow) {
   EXPECT_GE(held(2), 2);
 }
 
+TEST(KvCache, WhatCannotBePartOfASavedCacheIsNotTakenUp) {
+  for (const int bits : {0, 8}) {
+    const KvLayout shape = layout(bits);
+    Driven driven(shape);
+    KvCache& cache = driven.cache();
+    constexpr size_t kLength = 400;  // old: blocks 0 to 3
+    const std::vector<std::byte> old(shape.old_bytes());
+    const std::vector<std::byte> full(shape.full_bytes());
+    const auto adopt = [&](uint32_t layer, uint32_t block, bool is_old) {
+      const auto& bytes = is_old ? old : full;
+      return cache.adopt({layer, block, is_old}, bytes, kLength);
+    };
+    EXPECT_EQ(adopt(3, 0, true).code(), StatusCode::kIoError);
+    EXPECT_EQ(adopt(0, 7, false).code(), StatusCode::kIoError);
+    EXPECT_EQ(adopt(0, 4, true).code(), StatusCode::kIoError);
+    EXPECT_EQ(
+        cache.adopt({0, 0, true}, std::span(old).first(64), kLength).code(),
+        StatusCode::kIoError);
+    ASSERT_TRUE(adopt(0, 1, true).ok());
+    EXPECT_EQ(adopt(0, 1, true).code(), StatusCode::kIoError);
+    ASSERT_TRUE(adopt(0, 5, false).ok());
+    EXPECT_EQ(adopt(0, 5, false).code(), StatusCode::kIoError);
+    // Blocks are missing: nothing stays.
+    EXPECT_FALSE(cache.adopted(kLength));
+    EXPECT_EQ(cache.blocks_full(), 0u);
+    EXPECT_EQ(driven.pool().old_bytes, 0u);
+
+    for (uint32_t layer = 0; layer < 3; ++layer) {
+      for (uint32_t b = 0; b < 4; ++b) ASSERT_TRUE(adopt(layer, b, true).ok());
+      for (uint32_t b = 4; b < 7; ++b) ASSERT_TRUE(adopt(layer, b, false).ok());
+    }
+    EXPECT_TRUE(cache.adopted(kLength));
+    EXPECT_EQ(cache.blocks_full(), 3u * (bits == 0 ? 7 : 3));
+    EXPECT_EQ(cache.blocks_old(), bits == 0 ? 0u : 12u);
+  }
+}
+
 TEST(KvCache, TruncateGivesBlocksBackForOthers) {
   auto arena = Arena::create(64 << 20, 64 << 20);
   auto pool = KvPool::create(**arena, layout(), 9);
