@@ -370,7 +370,7 @@ Result<int> chat(const ChatCommandOptions& options) {
   }
   Chat chat(options, options.engine.name(config.model), load_s, *engine);
   FLASH_RETURN_IF_ERROR(chat.take_up_session());
-  const Result<int> code = chat.talk();
+  Result<int> code = chat.talk();
   const Status saved =
       chat.save_session();  // what was said before an error, too
   if (!code.ok()) return code;
