@@ -44,16 +44,17 @@ Status Core::no_room() const {
 // Takes memory from the pinned tiles until the arena has `bytes` free, and then
 // up to `ahead` more for the next time: each move re-plans all tiles.
 Status Core::make_room(uint64_t bytes, uint64_t ahead) {
-  const uint64_t free = arena_->free_bytes();
-  if (free >= bytes) return Status();
-  const uint64_t missing = bytes - free;
-  if (missing > pin_bytes_) {
-    return no_room();
+  // Pins may take less than their share: giving up some of it need not give up
+  // a tile.
+  for (;;) {
+    const uint64_t free = arena_->free_bytes();
+    if (free >= bytes) return Status();
+    const uint64_t missing = bytes - free;
+    if (missing > pin_bytes_) return no_room();
+    pin_bytes_ -= std::min(pin_bytes_, missing + ahead);
+    FLASH_RETURN_IF_ERROR(tiles_->set_pins(
+        choose_pins(*schedule_, pin_bytes_, arena_->page_bytes())));
   }
-  const uint64_t step = std::min(pin_bytes_, missing + ahead);
-  pin_bytes_ -= step;
-  return tiles_->set_pins(
-      choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
 }
 
 Status Core::ensure_kv(std::span<const BatchRow> batch) {
