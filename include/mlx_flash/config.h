@@ -44,6 +44,12 @@ struct Config {
   std::string kv_dir = {};     // of that file; empty: the temporary folder
   uint64_t kv_disk_limit = 0;  // bytes of that file; 0: none
 
+  // The keys and values of prompts and answers that are kept for later requests
+  // of any session that begin the same, in fast; the least recently used go
+  // first. In memory, as a part of ram_bytes, or on disk where kv_ram_bytes
+  // sends the cache there. 0: none. Changes no bit (docs/KV.md).
+  uint64_t kv_reuse_bytes = 0;
+
   IoBackend io = IoBackend::kAuto;
 
   int threads = 0;  // compute threads; 0: one for each core

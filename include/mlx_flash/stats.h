@@ -21,6 +21,7 @@ struct PlanSummary {
   uint64_t kv_bytes = 0;
   uint64_t kv_bytes_max = 0;       // at the full context
   uint64_t kv_disk_bytes_max = 0;  // beyond it on disk, at the full context
+  uint64_t kv_reuse_bytes = 0;     // of earlier requests, in memory, at most
   uint64_t activation_bytes = 0;   // while decoding
   // More while a prompt is read, lent by what is kept in memory.
   uint64_t prefill_activation_bytes = 0;
@@ -56,6 +57,10 @@ struct StreamCounters {
   uint64_t kv_disk_bytes = 0;     // now
   uint64_t kv_bytes_written = 0;  // to disk
   uint64_t kv_bytes_read = 0;     // from disk; not part of bytes_read
+  // Blocks of earlier requests (Config::kv_reuse_bytes): kept now, in memory or
+  // on disk, and how many tokens began with them instead of being computed.
+  uint64_t kv_reuse_bytes = 0;
+  uint64_t kv_reused_tokens = 0;
 };
 
 // What Session::restore() found.
@@ -71,6 +76,7 @@ struct RestoredSession {
 struct GenerationStats {
   uint64_t prompt_tokens = 0;
   uint64_t cached_tokens = 0;  // of the session before it, not computed again
+  uint64_t reused_tokens = 0;  // of both, taken from earlier requests
   uint64_t generated_tokens = 0;
   double ttft_s = 0;  // from the call to the first token
   double prefill_s = 0;

@@ -104,6 +104,11 @@ void add_kv_options(CLI::App& app, Config& config) {
   size("--kv-disk-limit",
        config.kv_disk_limit,
        "Largest file of the KV cache (default: none)");
+  size("--kv-reuse",
+       config.kv_reuse_bytes,
+       "Keeps this much of the KV cache of earlier prompts and answers for "
+       "those that begin the same, in fast: in memory, or on disk with "
+       "--kv-ram (default: none)");
   add_value(app,
             "--kv-dir",
             "DIR",

@@ -99,6 +99,7 @@ Json run_json(const RunReport& report,
       {"kv_bytes_read_per_token", stats.kv_bytes_read_per_token},
       {"process_read_bytes", storage_bytes()},
       {"cached_tokens", stats.cached_tokens},
+      {"reused_tokens", stats.reused_tokens},
       {"plan", plan_json(report.plan)},
       {"stats", counters_json(report.counters)},
   };
@@ -142,6 +143,10 @@ std::string stats_table(const RunReport& report) {
     table.row("KV cache on disk", bytes(counters.kv_disk_bytes));
     table.row("KV read per token", format_bytes(stats.kv_bytes_read_per_token));
   }
+  if (counters.kv_reuse_bytes > 0) {
+    table.row("KV kept for reuse", bytes(counters.kv_reuse_bytes));
+    table.row("tokens reused", std::to_string(counters.kv_reused_tokens));
+  }
   table.row("disk while decoding", format_bytes(stats.disk_bytes_per_s) + "/s");
   table.row("waited for the disk", fmt::format("{:.2f} s", stats.io_wait_s));
   table.row("computed", fmt::format("{:.2f} s", stats.compute_s));
@@ -175,6 +180,7 @@ Json plan_json(const PlanSummary& plan) {
       {"fits", plan.ram_bytes >= plan.ram_min_bytes},
       {"kv_bytes_max", plan.kv_bytes_max},
       {"kv_disk_bytes_max", plan.kv_disk_bytes_max},
+      {"kv_reuse_bytes", plan.kv_reuse_bytes},
       {"predicted_full_tok_s", plan.predicted_full_tok_s},
       {"context", plan.context},
       {"prefill_rows", plan.prefill_rows},
@@ -209,6 +215,9 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
         "KV cache on disk",
         fmt::format(
             "{} at {} tokens", bytes(plan.kv_disk_bytes_max), plan.context));
+  }
+  if (plan.kv_reuse_bytes > 0) {
+    table.row("KV kept for reuse", bytes(plan.kv_reuse_bytes) + " at most");
   }
   table.row("activations",
             fmt::format("{}, {} more for prompts (in pieces of {})",
@@ -249,6 +258,8 @@ Json counters_json(const StreamCounters& counters) {
       {"kv_disk_bytes", counters.kv_disk_bytes},
       {"kv_bytes_written", counters.kv_bytes_written},
       {"kv_bytes_read", counters.kv_bytes_read},
+      {"kv_reuse_bytes", counters.kv_reuse_bytes},
+      {"kv_reused_tokens", counters.kv_reused_tokens},
   };
 }
 

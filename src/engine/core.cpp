@@ -63,7 +63,9 @@ StreamCounters Core::counters() const {
           .kv_ram_bytes = kv_pool_ ? kv_pool_->committed_bytes() : 0,
           .kv_disk_bytes = kv_file_ ? kv_file_->bytes_used() : 0,
           .kv_bytes_written = kv_file_ ? kv_file_->bytes_written() : 0,
-          .kv_bytes_read = kv_reader_ ? kv_reader_->bytes_read() : 0};
+          .kv_bytes_read = kv_reader_ ? kv_reader_->bytes_read() : 0,
+          .kv_reuse_bytes = prefixes_ ? prefixes_->shelf().bytes_used() : 0,
+          .kv_reused_tokens = reused_tokens_};
 }
 
 Status Core::check(std::span<const BatchRow> batch) const {

@@ -21,10 +21,12 @@
 #include "base/thread_pool.h"
 #include "base/trace.h"
 #include "checkpoint/checkpoint.h"
+#include "engine/core_hooks.h"
 #include "engine/session_state.h"
 #include "io/file.h"
 #include "io/read_queue.h"
 #include "kv/kv_cache.h"
+#include "kv/kv_prefixes.h"
 #include "kv/kv_reader.h"
 #include "kv/session_file.h"
 #include "mlx_flash/config.h"
@@ -48,20 +50,7 @@ struct BatchRow {
 
 class Core {
  public:
-  // For tests.
-  struct Hooks {
-    // Wraps the queue all weights come through: faults are put there.
-    std::function<std::unique_ptr<ReadQueue>(std::unique_ptr<ReadQueue>)>
-        wrap_queue;
-    // Instead of what the process holds, so that a budget means the same plan
-    // in every run.
-    std::optional<uint64_t> runtime_bytes;
-    KvFile::WriteFn write_kv;  // instead of pwrite for KV and session files
-    // What the machine allows, instead of asking it. With runtime_bytes set and
-    // without this, the budget stays as it is.
-    std::function<LiveBudget::Sample()> sample_memory;
-    std::function<double()> memory_clock;  // seconds, for sample_memory
-  };
+  using Hooks = CoreHooks;
 
   static Result<std::unique_ptr<Core>> open(const Config& config,
                                             const Hooks& hooks = {});
@@ -96,6 +85,12 @@ class Core {
   // A cache to a file, and back into an empty session. REQUIRES: fast.
   Status save(SessionState& state, SavedSession saved, const std::string& path);
   Status load(SessionState& state, SessionReader& reader);
+  // Gives a session the longest beginning of `tokens` that earlier requests
+  // have left, if that is more than it has; counts its positions.
+  // In stock, and with kv_reuse_bytes 0, there is none.
+  void begin_with(SessionState& state, std::span<const int32_t> tokens);
+  // Leaves what a session of `tokens` has for later ones.
+  void keep(const SessionState& state, std::span<const int32_t> tokens);
   // Of config.json and of samples of the weights.
   Result<uint64_t> fingerprint() const;
 
@@ -122,6 +117,9 @@ class Core {
   Status make_plan(const Hooks& hooks);
   Status start(const Hooks& hooks);
   Status open_kv_file(const KvLayout& layout, const Hooks& hooks);
+  Status open_prefixes(const KvLayout& layout, const Hooks& hooks);
+  bool reuse_on_disk() const { return config_.kv_ram_bytes > 0; }
+  bool drop_kept();
   uint64_t old_kv_limit() const;
   Limits limits(uint64_t ram_bytes, uint64_t runtime_bytes) const;
 
@@ -191,6 +189,8 @@ class Core {
   KvFile::WriteFn write_kv_;
   std::unique_ptr<ReadQueue> queue_;
   std::unique_ptr<KvReader> kv_reader_;
+  std::unique_ptr<KvPrefixes> prefixes_;  // null: none are kept
+  uint64_t reused_tokens_ = 0;
   std::unique_ptr<TileStream> tiles_;
   std::unique_ptr<RowReader> rows_;
   nn::Context context_;

@@ -44,16 +44,17 @@ Status Core::no_room() const {
 // Takes memory from the pinned tiles until the arena has `bytes` free, and then
 // up to `ahead` more for the next time: each move re-plans all tiles.
 Status Core::make_room(uint64_t bytes, uint64_t ahead) {
-  const uint64_t free = arena_->free_bytes();
-  if (free >= bytes) return Status();
-  const uint64_t missing = bytes - free;
-  if (missing > pin_bytes_) {
-    return no_room();
+  // Pins may take less than their share: giving up some of it need not give up
+  // a tile.
+  for (;;) {
+    const uint64_t free = arena_->free_bytes();
+    if (free >= bytes) return Status();
+    const uint64_t missing = bytes - free;
+    if (missing > pin_bytes_) return no_room();
+    pin_bytes_ -= std::min(pin_bytes_, missing + ahead);
+    FLASH_RETURN_IF_ERROR(tiles_->set_pins(
+        choose_pins(*schedule_, pin_bytes_, arena_->page_bytes())));
   }
-  const uint64_t step = std::min(pin_bytes_, missing + ahead);
-  pin_bytes_ -= step;
-  return tiles_->set_pins(
-      choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
 }
 
 Status Core::ensure_kv(std::span<const BatchRow> batch) {
@@ -80,7 +81,10 @@ Status Core::ensure_kv(std::span<const BatchRow> batch) {
                          kv_pool_->old().bytes_missing(growth.old);
   if (bytes == 0) return Status();
   const KvLayout& layout = kv_pool_->layout();
-  return make_room(bytes, layout.layers * layout.full_stride());
+  const uint64_t ahead = layout.layers * layout.full_stride();
+  const Status room = make_room(bytes, ahead);
+  // More sessions than the plan knows of.
+  return room.ok() || !drop_kept() ? room : make_room(bytes, ahead);
 }
 
 // Stock caches live in MLX's memory: the arena's budget shrinks as they grow.
@@ -124,6 +128,7 @@ Status Core::ensure_activations(std::span<const BatchRow> batch) {
   if (needed > lent_bytes_) {
     const uint64_t more = needed - lent_bytes_;
     const uint64_t budget = arena_->budget_bytes();
+    if (budget < in_use() + more) (void)drop_kept();
     if (budget < in_use() + more) return no_room();
     FLASH_RETURN_IF_ERROR(share_out(budget - more));
     lent_bytes_ = needed;
@@ -146,7 +151,8 @@ Status Core::return_activations() {
 uint64_t Core::in_use() const {
   const uint64_t kv = kv_pool_ ? kv_pool_->committed_bytes() : 0;
   const uint64_t ring = kv_file_ ? kKvRing * kv_file_->record_bytes() : 0;
-  return plan_.ring_bytes + kv + ring;
+  const uint64_t kept = prefixes_ ? prefixes_->shelf().committed_bytes() : 0;
+  return plan_.ring_bytes + kv + ring + kept;
 }
 
 // A new budget for the arena: pins get what ring and KV leave, the KV that the
@@ -181,6 +187,7 @@ Status Core::move_budget(uint64_t ram_bytes) {
                          ::mlx_flash::make_plan(*schedule_, costs_, changed));
   const Plan before = std::exchange(plan_, std::move(plan));
   const uint64_t arena_bytes = arena_budget(ram_bytes);
+  if (in_use() > arena_bytes) (void)drop_kept();
   if (in_use() > arena_bytes) {
     const uint64_t missing = in_use() - arena_bytes;
     plan_ = before;

@@ -80,6 +80,7 @@ PlanSummary summarise(const Plan& plan,
           .kv_bytes = plan.kv_bytes,
           .kv_bytes_max = plan.kv_bytes_max,
           .kv_disk_bytes_max = plan.kv_disk_bytes_max,
+          .kv_reuse_bytes = plan.kv_reuse_bytes,
           .activation_bytes = plan.activation_bytes,
           .prefill_activation_bytes = plan.prefill_activation_bytes,
           .runtime_bytes = plan.runtime_bytes,
@@ -188,6 +189,8 @@ Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
   limits.runtime_spare_bytes = runtime_slack_bytes_ > 0 ? kReserveBytes / 2 : 0;
   limits.context = config_.context;
   limits.kv_ram_bytes = stock() ? 0 : config_.kv_ram_bytes;
+  limits.kv_reuse_bytes =
+      stock() || reuse_on_disk() ? 0 : config_.kv_reuse_bytes;
   limits.prefill_rows = stock() ? 1 : config_.prefill_rows;
   limits.page_bytes = Arena::system_page_bytes();
   limits.disk_bytes_per_s = config_.disk_bytes_per_s;
@@ -235,6 +238,7 @@ Status Core::make_plan(const Hooks& hooks) {
       wanted.kv_ram_bytes == 0) {
     // A context that memory does not hold goes to disk.
     wanted.kv_ram_bytes = costs_.kv_floor_bytes;
+    wanted.kv_reuse_bytes = 0;  // goes with it
     costs_.kv_chunk_bytes_per_row = chunk;
     if (auto again = plan_with(wanted); again.ok()) {
       planned = std::move(again);
@@ -260,7 +264,7 @@ Status Core::start(const Hooks& hooks) {
       TileStream::address_bytes(*schedule_, plan_, system_page) +
       KvPool::address_bytes(layout, blocks) +
       (kKvRing + 1) * (layout.old_stride() + 2 * kKvAlignment) +
-      4 * system_page;
+      KvShelf::address_bytes(layout, plan_.kv_reuse_bytes) + 4 * system_page;
   if (stock()) stock_kv_bytes_ = plan_.kv_bytes;
   FLASH_ASSIGN_OR_RETURN(
       arena_, Arena::create(addresses, arena_budget(plan_.ram_bytes)));
@@ -300,6 +304,7 @@ Status Core::start(const Hooks& hooks) {
                            KvReader::create(*arena_, *queue_, *kv_file_));
     kv_pool_->attach(kv_file_.get(), kv_reader_.get(), old_kv_limit());
   }
+  FLASH_RETURN_IF_ERROR(open_prefixes(layout, hooks));
   context_.tiles = tiles_.get();
   context_.rows = rows_.get();
   if (stock()) {
@@ -315,10 +320,21 @@ Status Core::start(const Hooks& hooks) {
 Status Core::open_kv_file(const KvLayout& layout, const Hooks& hooks) {
   write_kv_ = hooks.write_kv;
   if (plan_.kv_disk_bytes_max == 0) return Status();
+  uint64_t limit = config_.kv_disk_limit;
+  if (limit > 0) {
+    // Earlier requests' blocks are on the same disk.
+    if (config_.kv_reuse_bytes >= limit) {
+      return invalid_input(fmt::format(
+          "--kv-reuse {} leaves nothing of --kv-disk-limit {} to the context",
+          format_size(config_.kv_reuse_bytes),
+          format_size(limit)));
+    }
+    limit -= config_.kv_reuse_bytes;
+  }
   FLASH_ASSIGN_OR_RETURN(kv_file_,
                          KvFile::create({.folder = config_.kv_dir,
                                          .payload_bytes = layout.old_bytes(),
-                                         .limit_bytes = config_.kv_disk_limit,
+                                         .limit_bytes = limit,
                                          .write = hooks.write_kv}));
   return Status();
 }

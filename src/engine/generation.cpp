@@ -114,12 +114,17 @@ void Generation::Impl::begin() {
     return fail(
         invalid_input("the prompt is empty: there is nothing to continue"));
   }
-  if (const Status bad = step(prompt, true); !bad.ok()) return fail(bad);
+  const uint64_t reused_before = core.counters().kv_reused_tokens;
+  const size_t begun = session.begin_with(prompt);
+  stats.reused_tokens = core.counters().kv_reused_tokens - reused_before;
+  const auto rest = std::span<const int32_t>(prompt).subspan(begun);
+  if (const Status bad = step(rest, true); !bad.ok()) return fail(bad);
+  session.keep();
   first_time = now_seconds();
   first = core.counters();
   stats.ttft_s = stats.prefill_s = first_time - start_time;
   stats.prefill_tok_s =
-      static_cast<double>(prompt.size()) / std::max(stats.prefill_s, 1e-9);
+      static_cast<double>(rest.size()) / std::max(stats.prefill_s, 1e-9);
   stats.prefill_bytes_read = first.bytes_read - start.bytes_read;
   if (options.max_tokens <= 0) return finish(FinishReason::kLength);
   take(sampled);
@@ -160,6 +165,7 @@ void Generation::Impl::finish(FinishReason why) {
   reason = why;
   session.state.interrupted().store(false);
   measure();
+  if (why != FinishReason::kError) session.keep();
 }
 
 void Generation::Impl::fail(const Status& why) {

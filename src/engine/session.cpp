@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace mlx_flash {
 
@@ -46,6 +47,24 @@ Status Session::forward(std::span<const int32_t> tokens,
   Status status = impl_->feed(tokens, chunks, impl_->tokens.size(), row, false);
   impl_->state.interrupted().store(false);
   return status;
+}
+
+size_t Session::Impl::begin_with(std::span<const int32_t> fresh) {
+  if (fresh.empty() || tokens.size() + fresh.size() > core.plan().context) {
+    return 0;
+  }
+  const size_t before = tokens.size();
+  std::vector<int32_t> all = tokens;
+  all.insert(all.end(), fresh.begin(), fresh.end() - 1);
+  core.begin_with(state, all);
+  if (state.length() <= before) return 0;
+  all.resize(state.length());
+  tokens = std::move(all);
+  return tokens.size() - before;
+}
+
+void Session::Impl::keep() const {
+  core.keep(state, std::span(tokens).first(state.length()));
 }
 
 Status Session::Impl::feed(

@@ -379,6 +379,16 @@ Status KvCache::adopt(const KvVersion& version,
 }
 
 bool KvCache::adopted(size_t length) {
+  // A sliding layer begins with what was saved of it.
+  for (Layer& layer : layers_) {
+    size_t first = 0;
+    while (first < layer.full.size() && layer.full[first].keys == nullptr &&
+           layer.old[first].keys == nullptr &&
+           layer.places[first].generation == 0) {
+      ++first;
+    }
+    layer.sealed = std::max(layer.sealed, first);
+  }
   if (!truncate(length)) return false;
   if (length > 0) commit(length);
   return true;

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "base/check.h"
 
@@ -44,6 +45,7 @@ struct Draft {
   uint64_t logit_rows = 1;
   uint32_t slots = kRingSlotsMin;
   uint64_t kv_tokens = 0;
+  uint64_t reuse_bytes = 0;
   uint64_t pin_bytes = 0;
 };
 
@@ -78,7 +80,8 @@ struct Costs {
                     limits.page_bytes);
   }
   uint64_t arena(const Draft& d) const {
-    return add(mul(d.slots, slot()), add(kv(d.kv_tokens), d.pin_bytes));
+    return add(mul(d.slots, slot()),
+               add(kv(d.kv_tokens), add(d.reuse_bytes, d.pin_bytes)));
   }
   uint64_t total(const Draft& d) const {
     const uint64_t fixed = add(limits.runtime_bytes, model.small_tensor_bytes);
@@ -112,6 +115,7 @@ Draft smallest(const Costs& costs) {
   d.kv_tokens = costs.limits.context > 0
                     ? costs.limits.context
                     : std::min(kContextMin, context_max(costs));
+  d.reuse_bytes = costs.limits.kv_reuse_bytes;
   return d;
 }
 
@@ -203,7 +207,8 @@ double decode_rate(const Plan& plan, const Limits& limits, uint64_t read) {
 // Bytes from the disk for a token when the context is full.
 uint64_t read_when_full(const Plan& plan) {
   const uint64_t taken =
-      std::min(plan.pinned_bytes, plan.kv_bytes_max - plan.kv_bytes);
+      std::min(plan.pinned_bytes,
+               plan.kv_bytes_max - plan.kv_bytes + plan.kv_reuse_bytes);
   return plan.streamed_bytes + taken + plan.kv_disk_bytes_max;
 }
 
@@ -290,6 +295,8 @@ Result<Plan> make_plan(const Schedule& schedule,
       limits.context > 0 ? limits.context : largest_context(costs, d);
   plan.kv_bytes_max = costs.kv(plan.context);
   plan.kv_disk_bytes_max = costs.kv_all(plan.context) - plan.kv_bytes_max;
+  // Taken from pins as it is needed, as is the context's.
+  plan.kv_reuse_bytes = std::exchange(d.reuse_bytes, 0);
   d.kv_tokens = start_tokens(costs, plan.context);
   plan.kv_bytes = costs.kv(d.kv_tokens);
 

@@ -46,6 +46,8 @@ struct Limits {
   uint64_t context = 0;  // tokens asked for; 0: auto
   // Memory of the KV cache, which beyond it lies on disk. 0: all in memory.
   uint64_t kv_ram_bytes = 0;
+  // Memory for blocks of earlier requests (kv/kv_prefixes.h), at most.
+  uint64_t kv_reuse_bytes = 0;
   // Of runtime_bytes, a reserve that a usual run does not touch.
   uint64_t runtime_spare_bytes = 0;
   uint64_t prefill_rows = 0;       // tokens per pass asked for; 0: auto
@@ -72,6 +74,7 @@ struct Plan {
   uint64_t kv_bytes = 0;           // set aside now
   uint64_t kv_bytes_max = 0;       // at the full context; pins yield to it
   uint64_t kv_disk_bytes_max = 0;  // on disk, at the full context
+  uint64_t kv_reuse_bytes = 0;     // of earlier requests; pins yield to it
   uint64_t activation_bytes = 0;   // of kDecodeRows
   // More for prefill_rows and logit_rows. Pins yield to it while they run.
   uint64_t prefill_activation_bytes = 0;
