@@ -15,7 +15,7 @@ mixture's router have unequal norms, so that some experts are busier. --sparse
 leaves holes, which read as zeros and take no disk space, for what need not be
 computed. --size gives few large layers. The tokenizer is that of
 testdata/models/stories260K; ids beyond it have no text. Standard library only;
-holds less than 100 MB.
+holds some 120 MB.
 """
 
 import argparse

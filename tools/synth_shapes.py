@@ -121,6 +121,7 @@ class Weight:
     gguf_suffix: str = ".weight"
     rope_heads: int = 0        # rows lie in pairs in a GGUF file of a llama
     wide: bool = False         # float32 in MLX too
+    loud: bool = False         # deviation 1, not that of a product's weights
 
     def may_be_hole(self, sparse):
         """Whether its values do not matter: of "experts" only, or of "all"
@@ -222,7 +223,7 @@ def _layer(i, shape):
 def weights(shape):
     """All tensors, in the order of the files."""
     yield Weight("model.embed_tokens", "token_embd",
-                 (shape.vocab, shape.hidden), "codes")
+                 (shape.vocab, shape.hidden), "codes", loud=not shape.tied)
     for i in range(shape.layers):
         yield from _layer(i, shape)
     yield Weight("model.norm", "output_norm", (shape.hidden,), "ones")

@@ -8,6 +8,10 @@ A group has 64 4-bit codes and a scale of three significant bits, which
 bfloat16 and float16 both hold exactly, and code 8 is zero: so one group is two
 blocks of Q4_0, bit for bit the same numbers. MXFP4 blocks differ between the
 formats only in the order of their codes.
+
+An untied embedding is louder than the rest, as else a token would be lost in
+what attention adds, which is much the same for all tokens of a text, and the
+same experts would be chosen again and again.
 """
 
 import math
@@ -20,9 +24,12 @@ GROUP_BYTES = GROUP // 2
 PIECE = 1 << 17             # groups: 4 MiB of codes
 POOL = 4 * PIECE
 MXFP4_BLOCK = 32
-# Sixteen levels, uniform: their deviation is 4.6 steps; times the mean of the
-# eight scales. Of MXFP4's values it is 2.9.
-CODE_DEVIATION, MXFP4_DEVIATION = 4.6 * 1.4375, 2.9
+# Deviation of codes 1 to 15 in steps, times the mean of the eight scales. Of
+# MXFP4's values it is 2.9.
+CODE_DEVIATION, MXFP4_DEVIATION = 4.2 * 1.4375, 2.9
+# No code 0, which has no opposite: weights with a mean would carry a vector of
+# equal numbers from layer to layer, ever larger, until all tokens look alike.
+BALANCED_NIBBLES = bytes((b & 15 or 8) | (b >> 4 or 8) << 4 for b in range(256))
 # Logarithms of the router rows' norms: the busiest 9% of 128 experts then take
 # 0.39 of the choices, the busiest quarter 0.78.
 ROUTER_SPREAD = 0.8
@@ -72,9 +79,11 @@ class Pool:
     """
 
     def __init__(self, seed, hidden):
-        self.seed = seed
+        self.seed, self.hidden = seed, hidden
+        self.loud = None
         rng = random.Random(f"{seed}/pool")
-        self.codes = rng.randbytes(POOL * GROUP_BYTES)
+        self.codes = rng.randbytes(POOL * GROUP_BYTES).translate(
+            BALANCED_NIBBLES)
         self.choice = bytes(b & 7 for b in rng.randbytes(POOL))
         deviation = hidden ** -0.5
         exponent = math.floor(math.log2(deviation / CODE_DEVIATION))
@@ -115,7 +124,8 @@ class Pool:
         return 36, block
 
     def _q8_0(self):
-        codes = random.Random(f"{self.seed}/q8").randbytes(POOL * GROUP)
+        codes = random.Random(f"{self.seed}/q8").randbytes(
+            POOL * GROUP).replace(b"\x80", b"\0")
         scale = struct.pack("<e", self.steps[0] / 16)
         return 68, interleave([(2, scale * (2 * POOL)), (32, codes)])
 
@@ -136,8 +146,10 @@ class Pool:
                                (16, halves_of_blocks(self.codes))])
 
     def _bf16(self):
-        # Sign and upper exponent of a bfloat16: magnitudes in [2^-7, 2^-5).
-        high = bytes(0x3C | (0x80 if b & 1 else 0) for b in range(256))
+        # Sign and upper exponent of a bfloat16: magnitudes in [2^-7, 2^-5), or
+        # in [2^-1, 2).
+        exponent = 0x3F if self.hidden == 1 else 0x3C
+        high = bytes(exponent | (0x80 if b & 1 else 0) for b in range(256))
         data = bytearray(random.Random(f"{self.seed}/bf16")
                          .randbytes(POOL * GROUP * 2))
         data[1::2] = data[1::2].translate(high)
@@ -145,6 +157,10 @@ class Pool:
 
     def pieces(self, weight, form):
         """The bytes of a matrix in a form, piece by piece."""
+        if weight.loud and self.hidden != 1:
+            self.loud = self.loud or Pool(self.seed, 1)
+            yield from self.loud.pieces(weight, form)
+            return
         width, data = self.form(form)
         rng = random.Random(f"{self.seed}/{weight.mlx}")
         groups = math.prod(weight.dims) // GROUP
@@ -165,7 +181,8 @@ def router_rows(weight, bits, seed):
         step = from_bf16(bf16(norm / deviation))
         codes = rng.randbytes(cols)
         if bits == 4:
-            codes = bytes(b & 15 for b in codes)
+            codes = bytes(b & 15 or half for b in codes)
+        codes = codes.replace(b"\0", bytes([half]))
         numbers = [step * (c - half) for c in range(256)]
         if bits == 16:
             numbers = [from_bf16(bf16(x)) for x in numbers]
