@@ -212,6 +212,7 @@ void KvCache::commit(size_t length) {
           layer.places[b - 1].generation == 0) {
         break;
       }
+      drop_full(layer, b - 1);  // where it is the same memory
       drop_old(layer, b - 1);
     }
     layer.sealed = std::max(layer.sealed, gone);
