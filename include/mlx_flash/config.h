@@ -50,6 +50,11 @@ struct Config {
   // sends the cache there. 0: none. Changes no bit (docs/KV.md).
   uint64_t kv_reuse_bytes = 0;
 
+  // The unbounded mode, in fast: where the context is full, the first tokens,
+  // this many in whole blocks of 64, and the newest are kept, and what is
+  // between is forgotten. 0: an answer ends there (docs/KV.md).
+  uint64_t kv_keep_tokens = 0;
+
   IoBackend io = IoBackend::kAuto;
 
   int threads = 0;  // compute threads; 0: one for each core

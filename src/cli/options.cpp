@@ -109,6 +109,17 @@ void add_kv_options(CLI::App& app, Config& config) {
        "Keeps this much of the KV cache of earlier prompts and answers for "
        "those that begin the same, in fast: in memory, or on disk with "
        "--kv-ram (default: none)");
+  add_value(
+      app,
+      "--kv-keep",
+      "N",
+      "Goes on where --ctx is full, in fast: keeps the first N tokens (in "
+      "whole blocks of 64) and the newest, and forgets those between "
+      "(default: the answer ends)",
+      [&config](const std::string& text) {
+        return assign(parse_count(text, 1, UINT32_MAX), config.kv_keep_tokens);
+      })
+      ->group(kAdvancedGroup);
   add_value(app,
             "--kv-dir",
             "DIR",

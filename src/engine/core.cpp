@@ -7,6 +7,7 @@
 #include <exception>
 
 #include "base/check.h"
+#include "nn/turn_keys.h"
 
 namespace mlx_flash {
 
@@ -18,18 +19,32 @@ SessionState::SessionState(Core& core) {
   }
 }
 
-bool SessionState::truncate(size_t length) {
-  if (length >= length_) return true;
-  length_ = length;
-  return restore();
+bool SessionState::truncate(size_t known) {
+  if (known >= this->known()) return true;
+  // Of fewer tokens others are forgotten than are now.
+  const bool same = known >= forgotten_at_;
+  length_ = same ? known - forgotten_ : 0;
+  return restore() && (same || known == 0);
+}
+
+void SessionState::make_way(Core& core) {
+  const uint64_t keep = core.config().kv_keep_tokens;
+  if (keep == 0 || length_ < core.plan().context) return;
+  const size_t block = (keep + kernels::kKvBlock - 1) / kernels::kKvBlock;
+  forgotten_at_ = known();
+  kv_->forget_block(block);
+  length_ -= kernels::kKvBlock;
+  forgotten_ += kernels::kKvBlock;
+  nn::turn_keys(core.context_, core.model().attentions(), *kv_, block, length_);
 }
 
 bool SessionState::restore() {
   if (kv_) {
-    if (kv_->truncate(length_)) return true;
     // Blocks that are gone cannot come back: the caller computes them again.
-    length_ = 0;
-    return false;
+    const bool kept = kv_->truncate(length_);
+    if (!kept) length_ = 0;
+    if (length_ == 0) forgotten_ = forgotten_at_ = 0;
+    return kept;
   }
   if (nn::truncate(stock_kv_, static_cast<int>(length_))) return true;
   // A rotated window cannot go back: all is forgotten, the caller replays.

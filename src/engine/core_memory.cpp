@@ -76,9 +76,11 @@ Status Core::ensure_kv(std::span<const BatchRow> batch) {
     const KvCache::Growth more = span.kv->growth(span.begin, span.end);
     growth.full += more.full;
     growth.old += more.old;
+    growth.raw += more.raw;
   }
   const uint64_t bytes = kv_pool_->full().bytes_missing(growth.full) +
-                         kv_pool_->old().bytes_missing(growth.old);
+                         kv_pool_->old().bytes_missing(growth.old) +
+                         kv_pool_->raw().bytes_missing(growth.raw);
   if (bytes == 0) return Status();
   const KvLayout& layout = kv_pool_->layout();
   const uint64_t ahead = layout.layers * layout.full_stride();

@@ -62,6 +62,44 @@ bool wants_stock(Kernels kernels) {
   return mx::default_device() == mx::Device::gpu;
 }
 
+// The unbounded mode and what it goes with.
+Status check_keep(const Config& config, bool stock) {
+  if (config.kv_keep_tokens == 0) return Status();
+  if (stock) {
+    return invalid_input("--kv-keep needs the fast kernels: --kernels fast");
+  }
+  if (config.kv_ram_bytes > 0 || config.kv_reuse_bytes > 0) {
+    return invalid_input(
+        "--kv-keep keeps all keys of a session in memory: leave out --kv-ram "
+        "and --kv-reuse");
+  }
+  return Status();
+}
+
+// Whether what is forgotten lies before everything that queries see in full
+// precision or in a sliding window.
+Status check_keep_context(const Config& config,
+                          const KvLayout& layout,
+                          uint64_t context) {
+  if (config.kv_keep_tokens == 0) return Status();
+  if (layout.head_dim != layout.value_dim) {
+    return unsupported("--kv-keep: not with this model's kind of attention");
+  }
+  uint64_t newest = kKvWindow;
+  for (const uint32_t window : layout.windows) {
+    newest = std::max<uint64_t>(newest, window);
+  }
+  constexpr uint64_t kBlock = kernels::kKvBlock;
+  const uint64_t first = (config.kv_keep_tokens + kBlock - 1) / kBlock * kBlock;
+  const uint64_t least = first + newest + kKvRollback + 2 * kBlock;
+  if (context >= least) return Status();
+  return invalid_input(fmt::format(
+      "--kv-keep {}: the context has {} tokens; it takes {} (--ctx)",
+      config.kv_keep_tokens,
+      context,
+      least));
+}
+
 int thread_count(int asked) {
   if (asked > 0) return asked;
   return usable_cpus();
@@ -149,6 +187,7 @@ Status Core::load(const Config& config) {
         "stock");
   }
   // Stock keeps KV in the model's own dtype, at most float32.
+  FLASH_RETURN_IF_ERROR(check_keep(config, context_.stock));
   kv_dtype_ = context_.stock ? DType::kF32 : kv_dtype(config.kv_type);
   context_.kv_dtype = kv_dtype_;
   context_.mx_stream = mx::default_stream(
@@ -208,6 +247,10 @@ Status Core::make_plan(const Hooks& hooks) {
     costs_.context_max = std::max<uint64_t>(
         kContextUnknown, model_->config().max_position_embeddings);
   }
+  KvLayout layout = model_->kv_layout(kv_dtype_, kv_quant());
+  layout.raw_keys = config_.kv_keep_tokens > 0;
+  costs_.kv_bytes_per_token +=
+      layout.layers * layout.raw_stride() / kernels::kKvBlock;
   uint64_t rows_memory = 0;
   if (!matrices_.empty()) {
     rows_memory = RowReader::memory_bytes(matrices_[model_->embedding().matrix],
@@ -228,14 +271,11 @@ Status Core::make_plan(const Hooks& hooks) {
         matrices_, alignment_, config_.tile_bytes, costs_, limits);
   };
   Limits wanted = limits(ram, runtime_bytes_);
-  const uint64_t chunk =
-      stock() ? 0
-              : model_->kv_layout(kv_dtype_, kv_quant()).full_stride() /
-                    kernels::kKvBlock;
+  const uint64_t chunk = stock() ? 0 : layout.full_stride() / kernels::kKvBlock;
   if (wanted.kv_ram_bytes > 0) costs_.kv_chunk_bytes_per_row = chunk;
   auto planned = plan_with(wanted);
   if (!planned.ok() && !stock() && wanted.context > 0 &&
-      wanted.kv_ram_bytes == 0) {
+      wanted.kv_ram_bytes == 0 && !layout.raw_keys) {
     // A context that memory does not hold goes to disk.
     wanted.kv_ram_bytes = costs_.kv_floor_bytes;
     wanted.kv_reuse_bytes = 0;  // goes with it
@@ -248,7 +288,8 @@ Status Core::make_plan(const Hooks& hooks) {
   if (!planned.ok()) return planned.status().at(config_.model);
   schedule_ = std::make_unique<Schedule>(std::move(planned->schedule));
   plan_ = std::move(planned->plan);
-  return Status();
+  if (layout.raw_keys) config_.context = plan_.context;  // whatever comes
+  return check_keep_context(config_, layout, plan_.context).at(config_.model);
 }
 
 Status Core::start(const Hooks& hooks) {
@@ -256,7 +297,8 @@ Status Core::start(const Hooks& hooks) {
   // Addresses for everything at its largest: homes of all tiles, the ring, KV
   // of as many full sessions as the budget could ever hold.
   const uint64_t system_page = Arena::system_page_bytes();
-  const KvLayout layout = model_->kv_layout(kv_dtype_, kv_quant());
+  KvLayout layout = model_->kv_layout(kv_dtype_, kv_quant());
+  layout.raw_keys = config_.kv_keep_tokens > 0;
   constexpr uint64_t kSessionsMax = 64;
   const uint64_t blocks =
       (plan_.context / kernels::kKvBlock + 1) * kSessionsMax * layout.layers;

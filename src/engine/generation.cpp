@@ -106,7 +106,7 @@ Status Generation::Impl::step(std::span<const int32_t> ids, bool is_prompt) {
 void Generation::Impl::begin() {
   started = true;
   stats.prompt_tokens = prompt.size();
-  stats.cached_tokens = session.state.length();
+  stats.cached_tokens = session.state.known();
   if (const Status bad = check_sampling(options.sampling); !bad.ok()) {
     return fail(bad);
   }
@@ -133,7 +133,8 @@ void Generation::Impl::begin() {
 void Generation::Impl::advance() {
   if (!started) return begin();
   const int32_t token = sampled;
-  if (session.tokens.size() >= core.plan().context) {
+  if (core.config().kv_keep_tokens == 0 &&
+      session.tokens.size() >= core.plan().context) {
     return finish(FinishReason::kLength);
   }
   if (const Status bad = step({&token, 1}, false); !bad.ok()) return fail(bad);

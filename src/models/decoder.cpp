@@ -139,6 +139,12 @@ Status Decoder::build_attention(uint32_t index,
   return Status();
 }
 
+std::vector<const nn::AttentionConfig*> Decoder::attentions() const {
+  std::vector<const nn::AttentionConfig*> all;
+  for (const Layer& layer : layers_) all.push_back(&layer.attention);
+  return all;
+}
+
 KvLayout Decoder::kv_layout(DType dtype, int quant_bits) const {
   return {.layers = config_.num_hidden_layers,
           .kv_heads = config_.num_key_value_heads,

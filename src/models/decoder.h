@@ -38,6 +38,9 @@ class Decoder {
   // The matrix whose rows are the input embeddings.
   const nn::Linear& embedding() const { return embedding_; }
 
+  // Of all layers, in order.
+  std::vector<const nn::AttentionConfig*> attentions() const;
+
   // New caches of one session, stock only.
   nn::StockKv new_stock_kv() const;
 

@@ -138,10 +138,9 @@ void embed(Context& context,
 
 namespace {
 
-// Norms, scales and rotates the heads of one row in place.
-void place_heads(const AttentionConfig& config,
+// Norms and scales the heads of one row in place, as rope wants them.
+void ready_heads(const AttentionConfig& config,
                  const std::optional<Norm>& norm,
-                 const float* cos_sin,
                  uint32_t heads,
                  float* x) {
   for (uint32_t h = 0; h < heads; ++h, x += config.head_dim) {
@@ -154,6 +153,16 @@ void place_heads(const AttentionConfig& config,
     if (rope.mscale() != 1.0f) {
       for (uint32_t i = 0; i < rope.dims(); ++i) x[i] *= rope.mscale();
     }
+  }
+}
+
+void turn_heads(const AttentionConfig& config,
+                const float* cos_sin,
+                uint32_t heads,
+                float* x) {
+  if (config.rope == nullptr) return;
+  const Rope& rope = *config.rope;
+  for (uint32_t h = 0; h < heads; ++h, x += config.head_dim) {
     kernels::rope(x, cos_sin, rope.dims(), rope.traditional());
   }
 }
@@ -182,8 +191,15 @@ void place_rows(Context& context,
       float* kt = keys + t * kv_width;
       std::memcpy(qt, q + t * q_width, q_width * sizeof(float));
       std::memcpy(kt, k + t * kv_width, kv_width * sizeof(float));
-      place_heads(config, config.q_norm, cos_sin, config.heads, qt);
-      place_heads(config, config.k_norm, cos_sin, config.kv_heads, kt);
+      ready_heads(config, config.q_norm, config.heads, qt);
+      ready_heads(config, config.k_norm, config.kv_heads, kt);
+      if (row.kv->layout().raw_keys) {
+        std::memcpy(row.kv->raw_row(config.layer, row.position),
+                    kt,
+                    kv_width * sizeof(float));
+      }
+      turn_heads(config, cos_sin, config.heads, qt);
+      turn_heads(config, cos_sin, config.kv_heads, kt);
       std::byte* key = row.kv->key_row(config.layer, row.position);
       std::byte* value = row.kv->value_row(config.layer, row.position);
       kernels::store_kv(kt, kv_width, dtype, key);
