@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: MIT
+
+// The Python module mlx_flash._engine. Its annotations: _engine.pyi.
+
+#include <malloc.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <tuple>
+
+#include "base/memory.h"
+#include "interrupts.h"
+#include "kernels/vector_ops.h"
+#include "ops.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace mlx_flash::python {
+namespace {
+
+// A Status as Python's exception of that kind.
+void raise_if_error(const Status& status) {
+  if (status.ok()) return;
+  PyObject* type = PyExc_RuntimeError;
+  switch (status.code()) {
+    case StatusCode::kInvalidInput:
+    case StatusCode::kUnsupported:
+      type = PyExc_ValueError;
+      break;
+    case StatusCode::kExhausted:
+      type = PyExc_MemoryError;
+      break;
+    case StatusCode::kIoError:
+      type = PyExc_OSError;
+      break;
+    default:
+      break;
+  }
+  PyErr_SetString(type, status.message().c_str());
+  throw nb::python_error();
+}
+
+template <typename T>
+T value_or_raise(Result<T> result) {
+  raise_if_error(result.status());
+  return std::move(result).value();
+}
+
+// (file, offset, bytes of a row)
+using Part = std::tuple<uint32_t, uint64_t, uint64_t>;
+
+ScheduledMatrix scheduled(const std::string& name,
+                          const std::vector<Part>& parts,
+                          uint64_t rows,
+                          bool every_pass) {
+  if (parts.empty() || parts.size() > kTilePartsMax) {
+    throw nb::value_error("a matrix has one to three parts");
+  }
+  ScheduledMatrix matrix;
+  matrix.name = name;
+  matrix.rows = rows;
+  matrix.every_pass = every_pass;
+  for (const auto& [file, offset, row_bytes] : parts) {
+    matrix.parts[matrix.part_count++] = {file, offset, row_bytes};
+  }
+  return matrix;
+}
+
+DType float_dtype(const std::string& name) {
+  if (name == "float32") return DType::kF32;
+  if (name == "float16") return DType::kF16;
+  if (name == "bfloat16") return DType::kBF16;
+  throw nb::value_error(("no kernels for " + name).c_str());
+}
+
+// `mode`: "dense" with a dtype, or MLX's quantisation modes.
+WeightFormat weight_format(const std::string& mode,
+                           int bits,
+                           int group_size,
+                           const std::string& dtype) {
+  if (mode == "dense") return dense_format(float_dtype(dtype));
+  if (mode == "affine") {
+    return affine_format(bits, group_size, float_dtype(dtype));
+  }
+  if (mode == "mxfp4") return block_format(WeightKind::kMxfp4);
+  if (mode == "mxfp8") return block_format(WeightKind::kMxfp8);
+  if (mode == "nvfp4") return block_format(WeightKind::kNvfp4);
+  throw nb::value_error(("no kernels for the mode " + mode).c_str());
+}
+
+// A Store and what Python knows of its tensors.
+struct Engine {
+  StorePtr store;
+  std::shared_ptr<Expression::Leaves> leaves =
+      std::make_shared<Expression::Leaves>();
+};
+
+// A parameter: its expression, made anew each time it is asked for.
+struct Weight {
+  StorePtr store;
+  Expression expression;
+  bool float32 = false;
+
+  mx::array array() const {
+    mx::array a = expression.instantiate(store);
+    const bool cast = float32 && mx::issubdtype(a.dtype(), mx::floating);
+    return cast && a.dtype() != mx::float32 ? mx::astype(a, mx::float32) : a;
+  }
+};
+
+Engine open_engine(const std::vector<std::string>& paths,
+                   int threads,
+                   int queue_depth,
+                   bool read_ahead,
+                   bool controller,
+                   uint64_t tile_bytes) {
+  Engine engine;
+  engine.store = value_or_raise(Store::open(paths,
+                                            {.threads = threads,
+                                             .queue_depth = queue_depth,
+                                             .read_ahead = read_ahead,
+                                             .controller = controller,
+                                             .tile_bytes = tile_bytes}));
+  return engine;
+}
+
+MatrixId add_tensor(Engine& engine,
+                    const mx::array& a,
+                    const std::string& name,
+                    uint32_t file,
+                    uint64_t offset,
+                    bool every_pass) {
+  const uint64_t last = a.ndim() > 1 ? static_cast<uint64_t>(a.shape(-1)) : 1;
+  const uint64_t row = last * a.itemsize();
+  const uint64_t rows = row == 0 ? 0 : a.nbytes() / row;
+  const MatrixId id = engine.store->add(
+      scheduled(name, {{file, offset, row}}, rows, every_pass));
+  const auto known = engine.leaves->find(a.id());
+  if (known == engine.leaves->end()) throw nb::value_error("no known leaf");
+  known->second.leaf = Leaf{id, a.shape(), a.dtype()};
+  return id;
+}
+
+// A small tensor, read now.
+mx::array read_tensor(const Engine& engine,
+                      const mx::array& like,
+                      uint32_t file,
+                      uint64_t offset) {
+  mx::array out(like.shape(), like.dtype(), nullptr, {});
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  raise_if_error(
+      engine.store->read(file, offset, {out.data<std::byte>(), out.nbytes()}));
+  out.set_status(mx::array::Status::available);
+  return out;
+}
+
+nb::dict plan_dict(const Store& store) {
+  const Plan& plan = store.plan();
+  nb::dict d;
+  d["weights_bytes"] = store.weights_bytes();
+  d["pass_bytes"] = plan.pass_bytes;
+  d["ram_bytes"] = plan.ram_bytes;
+  d["ram_min_bytes"] = plan.ram_min_bytes;
+  d["pinned_bytes"] = plan.pinned_bytes;
+  d["streamed_bytes"] = plan.streamed_bytes;
+  d["ring_bytes"] = plan.ring_bytes;
+  d["tables_bytes"] = store.tables_bytes();
+  d["activation_bytes"] = plan.activation_bytes;
+  d["runtime_bytes"] = plan.runtime_bytes;
+  d["predicted_peak_bytes"] = plan.predicted_peak_bytes;
+  return d;
+}
+
+nb::dict stats_dict(Store& store) {
+  Store::Stats s;
+  {
+    nb::gil_scoped_release nogil;
+    s = store.stats();
+  }
+  nb::dict d;
+  d["passes"] = s.stream.passes;
+  d["tiles_streamed"] = s.stream.tiles_streamed;
+  d["tiles_pinned"] = s.stream.tiles_pinned;
+  d["misses"] = s.stream.misses;
+  d["bytes_read"] = s.stream.bytes_read + s.tables.bytes_read;
+  d["io_wait_s"] = s.stream.wait_seconds + s.tables.wait_seconds;
+  d["compute_s"] = s.compute_seconds;
+  d["table_rows"] = s.tables.rows;
+  d["table_hits"] = s.tables.hits;
+  d["pinned_bytes"] = s.pinned_bytes;
+  d["weight_arrays_bytes"] = s.arrays_bytes;
+  d["weight_arrays_bytes_max"] = s.arrays_bytes_max;
+  d["weight_arrays_made"] = s.arrays_made;
+  d["peak_rss_bytes"] = s.peak_bytes;
+  return d;
+}
+
+nb::dict start(Engine& engine, const Budget& budget) {
+  Status status;
+  {
+    nb::gil_scoped_release nogil;
+    status = engine.store->start(budget);
+  }
+  raise_if_error(status);
+  return plan_dict(*engine.store);
+}
+
+void close(Engine& engine) {
+  unwatch_interrupts(*engine.store);
+  nb::gil_scoped_release nogil;
+  engine.store->close();
+}
+
+void bind_engine(nb::module_& m) {
+  nb::class_<Engine>(m, "Engine")
+      .def(nb::new_(&open_engine),
+           "paths"_a,
+           "threads"_a = 0,
+           "queue_depth"_a = 0,
+           "read_ahead"_a = true,
+           "controller"_a = true,
+           "tile_bytes"_a = 0)
+      .def("add_tensor",
+           &add_tensor,
+           "array"_a,
+           "name"_a,
+           "file"_a,
+           "offset"_a,
+           "every_pass"_a)
+      .def("read_tensor", &read_tensor, "like"_a, "file"_a, "offset"_a)
+      .def(
+          "add_matrix",
+          [](Engine& e,
+             const std::string& name,
+             const std::vector<Part>& parts,
+             uint64_t rows,
+             uint64_t cols,
+             const std::string& mode,
+             int bits,
+             int group_size,
+             const std::string& dtype,
+             bool every_pass) {
+            ScheduledMatrix matrix = scheduled(name, parts, rows, every_pass);
+            matrix.cols = cols;
+            matrix.format = weight_format(mode, bits, group_size, dtype);
+            return e.store->add(std::move(matrix));
+          },
+          "name"_a,
+          "parts"_a,
+          "rows"_a,
+          "cols"_a,
+          "mode"_a,
+          "bits"_a,
+          "group_size"_a,
+          "dtype"_a,
+          "every_pass"_a)
+      .def(
+          "add_table",
+          [](Engine& e,
+             const std::string& name,
+             const std::vector<Part>& parts,
+             uint64_t rows,
+             bool experts) {
+            return e.store->add_table(scheduled(name, parts, rows, false),
+                                      experts);
+          },
+          "name"_a,
+          "parts"_a,
+          "rows"_a,
+          "experts"_a)
+      .def(
+          "add_embedding",
+          [](Engine& e,
+             const std::string& name,
+             const std::vector<Part>& parts,
+             uint64_t rows,
+             uint64_t cols,
+             const std::string& mode,
+             int bits,
+             int group_size,
+             const std::string& dtype) {
+            ScheduledMatrix table = scheduled(name, parts, rows, false);
+            table.cols = cols;
+            table.format = weight_format(mode, bits, group_size, dtype);
+            return e.store->add_table(std::move(table), false);
+          },
+          "name"_a,
+          "parts"_a,
+          "rows"_a,
+          "cols"_a,
+          "mode"_a,
+          "bits"_a,
+          "group_size"_a,
+          "dtype"_a)
+      .def(
+          "weight",
+          [](const Engine& e, const mx::array& a, bool float32) {
+            return Weight{e.store, Expression(a, e.leaves), float32};
+          },
+          "array"_a,
+          "float32"_a)
+      .def(
+          "know_leaf",
+          [](Engine& e, const mx::array& a) {
+            const auto number = static_cast<uint32_t>(e.leaves->size());
+            e.leaves->try_emplace(a.id(), Expression::Known{{}, number});
+          },
+          "array"_a)
+      .def("forget_undeclared",
+           [](Engine& e) {
+             std::erase_if(*e.leaves,
+                           [](const auto& it) { return !it.second.leaf; });
+           })
+      .def(
+          "leaves_of",
+          [](const Engine& e, const mx::array& a) {
+            return Expression(a, e.leaves).leaves();
+          },
+          "array"_a)
+      .def(
+          "minimum",
+          [](const Engine& e, const Budget& budget) {
+            return value_or_raise(e.store->minimum(budget));
+          },
+          "budget"_a)
+      .def("start", &start, "budget"_a)
+      .def("close", &close)
+      .def("plan", [](const Engine& e) { return plan_dict(*e.store); })
+      .def("stats", [](Engine& e) { return stats_dict(*e.store); })
+      .def("interrupt", [](Engine& e) { e.store->interrupt(); })
+      .def("watch_interrupts", [](Engine& e) { watch_interrupts(*e.store); })
+      .def(
+          "begin_forward",
+          [](Engine& e, uint32_t rows) {
+            ensure_handler();
+            begin_forward(*e.store, rows);
+          },
+          "rows"_a)
+      .def("end_forward", [](Engine&) { end_forward(); });
+}
+
+void bind_ops(nb::module_& m) {
+  nb::class_<Weight>(m, "Weight")
+      .def("array", &Weight::array)
+      .def(
+          "rows",
+          [](const Weight& w,
+             TableId table,
+             const std::vector<int>& shape,
+             const mx::array& like,
+             const mx::array& ids) {
+            return tensor_rows(w.store,
+                               table,
+                               mx::Shape(shape.begin(), shape.end()),
+                               like.dtype(),
+                               ids);
+          },
+          "table"_a,
+          "shape"_a,
+          "like"_a,
+          "ids"_a);
+  m.def("chain", &chain, "product"_a);
+  m.def(
+      "linear",
+      [](const Engine& e,
+         MatrixId matrix,
+         const mx::array& x,
+         const std::optional<mx::array>& bias) {
+        return linear(e.store, matrix, x, bias);
+      },
+      "engine"_a,
+      "matrix"_a,
+      "x"_a,
+      "bias"_a.none());
+  m.def(
+      "embed",
+      [](const Engine& e, TableId table, const mx::array& ids) {
+        return embed(e.store, table, ids);
+      },
+      "engine"_a,
+      "table"_a,
+      "ids"_a);
+  m.def(
+      "experts",
+      [](const Engine& e,
+         TableId table,
+         uint32_t rows,
+         uint32_t cols,
+         const std::string& mode,
+         int bits,
+         int group_size,
+         const std::string& dtype,
+         const mx::array& x,
+         const mx::array& ids) {
+        return experts(e.store,
+                       table,
+                       {.format = weight_format(mode, bits, group_size, dtype),
+                        .rows = rows,
+                        .cols = cols},
+                       x,
+                       ids);
+      },
+      "engine"_a,
+      "table"_a,
+      "rows"_a,
+      "cols"_a,
+      "mode"_a,
+      "bits"_a,
+      "group_size"_a,
+      "dtype"_a,
+      "x"_a,
+      "ids"_a);
+}
+
+void bind_memory(nb::module_& m) {
+  nb::class_<Budget>(m, "Budget")
+      .def(nb::init<>())
+      .def_rw("ram", &Budget::ram)
+      .def_rw("runtime", &Budget::runtime)
+      .def_rw("decode", &Budget::decode)
+      .def_rw("per_row", &Budget::per_row)
+      .def_rw("tables", &Budget::tables)
+      .def_rw("fixed", &Budget::fixed);
+  m.def("available_ram", [] { return available_ram(); });
+  m.def("resident_bytes",
+        [] { return value_or_raise(process_memory()).resident_bytes; });
+  m.def("peak_resident_bytes",
+        [] { return value_or_raise(process_memory()).resident_peak_bytes; });
+  m.def("return_free_memory", [] { return_free_memory(); });
+  // Freed arrays go back to the system at once, instead of when glibc finds it
+  // worth its while: it raises its threshold to the largest block ever freed.
+  m.def("keep_no_free_memory", [] {
+#ifdef __GLIBC__
+    constexpr int kBytes = 256 * 1024;
+    mallopt(M_MMAP_THRESHOLD, kBytes);
+    mallopt(M_TRIM_THRESHOLD, 4 * kBytes);
+#endif
+  });
+}
+
+}  // namespace
+}  // namespace mlx_flash::python
+
+NB_MODULE(_engine, m) {
+  namespace py = mlx_flash::python;
+  nb::module_::import_("mlx.core");  // its types, and the one libmlx
+  m.attr("mlx_version") = mlx_flash::mx::version();
+  m.attr("built_for") = FLASH_MLX_VERSION;
+  m.def("format_accepts",
+        [](const std::string& mode,
+           int bits,
+           int group_size,
+           const std::string& dtype,
+           uint64_t cols) {
+          return mlx_flash::format_accepts(
+              py::weight_format(mode, bits, group_size, dtype), cols);
+        });
+  m.def("supported", &mlx_flash::kernels::supported);
+  py::bind_memory(m);
+  py::bind_engine(m);
+  py::bind_ops(m);
+}
