@@ -246,25 +246,29 @@ def release(patch: Patch) -> None:
 # --- Formats of the kernels -------------------------------------------------
 
 
-def _format(module: nn.Module, parts: dict[str, mx.array]) -> tuple[str, int, int, str]:
-    """(mode, bits, group size, dtype) as the engine takes them."""
+def _format(module: nn.Module, parts: dict[str, mx.array]) -> _engine.Format:
+    """As the engine names it; ValueError for one that it has no kernels for."""
     if "scales" in parts:
         dtype = _dtype(parts["scales"]) if module.mode == "affine" else "float32"
-        return module.mode, module.bits, module.group_size, dtype
-    return "dense", 0, 0, _dtype(parts["weight"])
+        return _engine.Format(module.mode, module.bits, module.group_size, dtype)
+    return _engine.Format("dense", 0, 0, _dtype(parts["weight"]))
 
 
 def _dtype(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
 
 
-def _kernels_take(module: nn.Module, parts: dict[str, mx.array], cols: int) -> bool:
+def _kernel_format(
+    module: nn.Module, parts: dict[str, mx.array], cols: int
+) -> _engine.Format | None:
+    """The format, if the kernels can multiply by it."""
     if module.get("global_scale") is not None:
-        return False
+        return None
     try:
-        return _engine.format_accepts(*_format(module, parts), cols)
+        kind = _format(module, parts)
     except ValueError:
-        return False
+        return None
+    return kind if kind.accepts(cols) else None
 
 
 def _cols(module: nn.Module, parts: dict[str, mx.array]) -> int:
@@ -345,9 +349,9 @@ def _patch_fast(
 ) -> bool:
     """Uses the kernels for the module if they know its kind and format."""
     cols = _cols(module, parts)
-    if not _kernels_take(module, parts, cols):
+    kind = _kernel_format(module, parts, cols)
+    if kind is None:
         return False
-    kind = _format(module, parts)
     engine = source.engine
     linear = type(module) in (nn.Linear, nn.QuantizedLinear)
     embedding = type(module) in (nn.Embedding, nn.QuantizedEmbedding)
@@ -359,16 +363,16 @@ def _patch_fast(
     rows = parts["weight"].shape[-2]
     if linear or embedding:
         row_parts = source.parts(list(parts.values()))
-        matrix = engine.add_matrix(path, row_parts, rows, cols, *kind, every_pass)
+        matrix = engine.add_matrix(path, row_parts, rows, cols, kind, every_pass)
         attributes["_flash_linear"] = lambda x, bias: _engine.linear(engine, matrix, x, bias)
         patch.widths.append(rows)
     if embedding:
-        table = engine.add_embedding(path, row_parts, rows, cols, *kind)
+        table = engine.add_embedding(path, row_parts, rows, cols, kind)
         attributes["_flash_embed"] = lambda ids: _engine.embed(engine, table, ids)
     if experts:
         stack = source.add_table(path, list(parts.values()), True)
         attributes["_flash_experts"] = lambda x, ids: _engine.experts(
-            engine, stack, rows, cols, *kind, x, ids
+            engine, stack, rows, cols, kind, x, ids
         )
     if linear:
         adopt(module, FastLinear, patch, **attributes)

@@ -217,8 +217,90 @@ void close(Engine& engine) {
   engine.store->close();
 }
 
+MatrixId add_matrix(Engine& engine,
+                    const std::string& name,
+                    const std::vector<Part>& parts,
+                    uint64_t rows,
+                    uint64_t cols,
+                    const WeightFormat& format,
+                    bool every_pass) {
+  ScheduledMatrix matrix = scheduled(name, parts, rows, every_pass);
+  matrix.cols = cols;
+  matrix.format = format;
+  return engine.store->add(std::move(matrix));
+}
+
+TableId add_embedding(Engine& engine,
+                      const std::string& name,
+                      const std::vector<Part>& parts,
+                      uint64_t rows,
+                      uint64_t cols,
+                      const WeightFormat& format) {
+  ScheduledMatrix table = scheduled(name, parts, rows, false);
+  table.cols = cols;
+  table.format = format;
+  return engine.store->add_table(std::move(table), false);
+}
+
+TableId add_table(Engine& engine,
+                  const std::string& name,
+                  const std::vector<Part>& parts,
+                  uint64_t rows,
+                  bool experts) {
+  return engine.store->add_table(scheduled(name, parts, rows, false), experts);
+}
+
+void know_leaf(Engine& engine, const mx::array& a) {
+  const auto number = static_cast<uint32_t>(engine.leaves->size());
+  engine.leaves->try_emplace(a.id(), Expression::Known{{}, number});
+}
+
+void forget_undeclared(Engine& engine) {
+  std::erase_if(*engine.leaves,
+                [](const auto& it) { return !it.second.leaf.has_value(); });
+}
+
+uint64_t minimum(const Engine& engine, const Budget& budget) {
+  return value_or_raise(engine.store->minimum(budget));
+}
+
+mx::array weight_rows(const Weight& weight,
+                      TableId table,
+                      const std::vector<int>& shape,
+                      const mx::array& like,
+                      const mx::array& ids) {
+  return tensor_rows(weight.store,
+                     table,
+                     mx::Shape(shape.begin(), shape.end()),
+                     like.dtype(),
+                     ids);
+}
+
+void bind_declarations(nb::class_<Engine>& engine) {
+  engine.def("know_leaf", &know_leaf)
+      .def("forget_undeclared", &forget_undeclared)
+      .def("leaves_of",
+           [](const Engine& e, const mx::array& a) {
+             return Expression(a, e.leaves).leaves();
+           })
+      .def("add_tensor", &add_tensor)
+      .def("read_tensor", &read_tensor)
+      .def("add_matrix", &add_matrix)
+      .def("add_embedding", &add_embedding)
+      .def("add_table", &add_table)
+      .def("weight", [](const Engine& e, const mx::array& a, bool float32) {
+        return Weight{e.store, Expression(a, e.leaves), float32};
+      });
+}
+
 void bind_engine(nb::module_& m) {
-  nb::class_<Engine>(m, "Engine")
+  nb::class_<WeightFormat>(m, "Format")
+      .def(nb::new_(&weight_format))
+      .def("accepts", [](const WeightFormat& format, uint64_t cols) {
+        return format_accepts(format, cols);
+      });
+  nb::class_<Engine> engine(m, "Engine");
+  engine
       .def(nb::new_(&open_engine),
            "paths"_a,
            "threads"_a = 0,
@@ -226,146 +308,27 @@ void bind_engine(nb::module_& m) {
            "read_ahead"_a = true,
            "controller"_a = true,
            "tile_bytes"_a = 0)
-      .def("add_tensor",
-           &add_tensor,
-           "array"_a,
-           "name"_a,
-           "file"_a,
-           "offset"_a,
-           "every_pass"_a)
-      .def("read_tensor", &read_tensor, "like"_a, "file"_a, "offset"_a)
-      .def(
-          "add_matrix",
-          [](Engine& e,
-             const std::string& name,
-             const std::vector<Part>& parts,
-             uint64_t rows,
-             uint64_t cols,
-             const std::string& mode,
-             int bits,
-             int group_size,
-             const std::string& dtype,
-             bool every_pass) {
-            ScheduledMatrix matrix = scheduled(name, parts, rows, every_pass);
-            matrix.cols = cols;
-            matrix.format = weight_format(mode, bits, group_size, dtype);
-            return e.store->add(std::move(matrix));
-          },
-          "name"_a,
-          "parts"_a,
-          "rows"_a,
-          "cols"_a,
-          "mode"_a,
-          "bits"_a,
-          "group_size"_a,
-          "dtype"_a,
-          "every_pass"_a)
-      .def(
-          "add_table",
-          [](Engine& e,
-             const std::string& name,
-             const std::vector<Part>& parts,
-             uint64_t rows,
-             bool experts) {
-            return e.store->add_table(scheduled(name, parts, rows, false),
-                                      experts);
-          },
-          "name"_a,
-          "parts"_a,
-          "rows"_a,
-          "experts"_a)
-      .def(
-          "add_embedding",
-          [](Engine& e,
-             const std::string& name,
-             const std::vector<Part>& parts,
-             uint64_t rows,
-             uint64_t cols,
-             const std::string& mode,
-             int bits,
-             int group_size,
-             const std::string& dtype) {
-            ScheduledMatrix table = scheduled(name, parts, rows, false);
-            table.cols = cols;
-            table.format = weight_format(mode, bits, group_size, dtype);
-            return e.store->add_table(std::move(table), false);
-          },
-          "name"_a,
-          "parts"_a,
-          "rows"_a,
-          "cols"_a,
-          "mode"_a,
-          "bits"_a,
-          "group_size"_a,
-          "dtype"_a)
-      .def(
-          "weight",
-          [](const Engine& e, const mx::array& a, bool float32) {
-            return Weight{e.store, Expression(a, e.leaves), float32};
-          },
-          "array"_a,
-          "float32"_a)
-      .def(
-          "know_leaf",
-          [](Engine& e, const mx::array& a) {
-            const auto number = static_cast<uint32_t>(e.leaves->size());
-            e.leaves->try_emplace(a.id(), Expression::Known{{}, number});
-          },
-          "array"_a)
-      .def("forget_undeclared",
-           [](Engine& e) {
-             std::erase_if(*e.leaves,
-                           [](const auto& it) { return !it.second.leaf; });
-           })
-      .def(
-          "leaves_of",
-          [](const Engine& e, const mx::array& a) {
-            return Expression(a, e.leaves).leaves();
-          },
-          "array"_a)
-      .def(
-          "minimum",
-          [](const Engine& e, const Budget& budget) {
-            return value_or_raise(e.store->minimum(budget));
-          },
-          "budget"_a)
-      .def("start", &start, "budget"_a)
+      .def("minimum", &minimum)
+      .def("start", &start)
       .def("close", &close)
       .def("plan", [](const Engine& e) { return plan_dict(*e.store); })
       .def("stats", [](Engine& e) { return stats_dict(*e.store); })
       .def("interrupt", [](Engine& e) { e.store->interrupt(); })
       .def("watch_interrupts", [](Engine& e) { watch_interrupts(*e.store); })
-      .def(
-          "begin_forward",
-          [](Engine& e, uint32_t rows) {
-            ensure_handler();
-            begin_forward(*e.store, rows);
-          },
-          "rows"_a)
+      .def("begin_forward",
+           [](Engine& e, uint32_t rows) {
+             ensure_handler();
+             begin_forward(*e.store, rows);
+           })
       .def("end_forward", [](Engine&) { end_forward(); });
+  bind_declarations(engine);
 }
 
 void bind_ops(nb::module_& m) {
   nb::class_<Weight>(m, "Weight")
       .def("array", &Weight::array)
-      .def(
-          "rows",
-          [](const Weight& w,
-             TableId table,
-             const std::vector<int>& shape,
-             const mx::array& like,
-             const mx::array& ids) {
-            return tensor_rows(w.store,
-                               table,
-                               mx::Shape(shape.begin(), shape.end()),
-                               like.dtype(),
-                               ids);
-          },
-          "table"_a,
-          "shape"_a,
-          "like"_a,
-          "ids"_a);
-  m.def("chain", &chain, "product"_a);
+      .def("rows", &weight_rows);
+  m.def("chain", &chain);
   m.def(
       "linear",
       [](const Engine& e,
@@ -378,44 +341,19 @@ void bind_ops(nb::module_& m) {
       "matrix"_a,
       "x"_a,
       "bias"_a.none());
-  m.def(
-      "embed",
-      [](const Engine& e, TableId table, const mx::array& ids) {
-        return embed(e.store, table, ids);
-      },
-      "engine"_a,
-      "table"_a,
-      "ids"_a);
-  m.def(
-      "experts",
-      [](const Engine& e,
-         TableId table,
-         uint32_t rows,
-         uint32_t cols,
-         const std::string& mode,
-         int bits,
-         int group_size,
-         const std::string& dtype,
-         const mx::array& x,
-         const mx::array& ids) {
-        return experts(e.store,
-                       table,
-                       {.format = weight_format(mode, bits, group_size, dtype),
-                        .rows = rows,
-                        .cols = cols},
-                       x,
-                       ids);
-      },
-      "engine"_a,
-      "table"_a,
-      "rows"_a,
-      "cols"_a,
-      "mode"_a,
-      "bits"_a,
-      "group_size"_a,
-      "dtype"_a,
-      "x"_a,
-      "ids"_a);
+  m.def("embed", [](const Engine& e, TableId table, const mx::array& ids) {
+    return embed(e.store, table, ids);
+  });
+  m.def("experts",
+        [](const Engine& e,
+           TableId table,
+           uint32_t rows,
+           uint32_t cols,
+           const WeightFormat& format,
+           const mx::array& x,
+           const mx::array& ids) {
+          return experts(e.store, table, {format, rows, cols}, x, ids);
+        });
 }
 
 void bind_memory(nb::module_& m) {
@@ -452,15 +390,6 @@ NB_MODULE(_engine, m) {
   nb::module_::import_("mlx.core");  // its types, and the one libmlx
   m.attr("mlx_version") = mlx_flash::mx::version();
   m.attr("built_for") = FLASH_MLX_VERSION;
-  m.def("format_accepts",
-        [](const std::string& mode,
-           int bits,
-           int group_size,
-           const std::string& dtype,
-           uint64_t cols) {
-          return mlx_flash::format_accepts(
-              py::weight_format(mode, bits, group_size, dtype), cols);
-        });
   m.def("supported", &mlx_flash::kernels::supported);
   py::bind_memory(m);
   py::bind_engine(m);

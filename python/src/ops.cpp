@@ -257,7 +257,7 @@ mx::array embed(const StorePtr& store, TableId table, const mx::array& ids) {
 
 mx::array experts(const StorePtr& store,
                   TableId table,
-                  const Store::ExpertShape& shape,
+                  const ExpertShape& shape,
                   const mx::array& x,
                   const mx::array& ids) {
   if (x.ndim() < 2 || x.shape(-1) != static_cast<int>(shape.cols)) {

@@ -71,7 +71,7 @@ mx::array embed(const StorePtr& store, TableId table, const mx::array& ids);
 // [..., m, cols]; out [*broadcast(x batch, ids), m, rows].
 mx::array experts(const StorePtr& store,
                   TableId table,
-                  const Store::ExpertShape& shape,
+                  const ExpertShape& shape,
                   const mx::array& x,
                   const mx::array& ids);
 

@@ -33,48 +33,15 @@
 #include "residency/row_reader.h"
 #include "residency/schedule.h"
 #include "residency/tile_stream.h"
+#include "store_types.h"
 
 namespace mlx_flash::python {
 
 using TableId = uint32_t;
 
-struct StoreOptions {
-  int threads = 0;      // of the kernels; 0: all there are
-  int queue_depth = 0;  // reads under way at once; 0: the queue's own choice
-  bool read_ahead = true;
-  bool controller = true;   // residency/bandwidth_controller.h
-  uint64_t tile_bytes = 0;  // 0: chosen by the plan
-};
-
-// What start() divides. Bytes.
-struct Budget {
-  uint64_t ram = 0;  // the whole process
-  uint64_t runtime =
-      0;                // what it holds besides the weights, a reserve included
-  uint64_t decode = 0;  // arrays of one token's forward
-  uint64_t per_row = 0;  // more for each further row; learnt while running
-  uint64_t tables = 0;   // at most, for experts; 0: what dense weights leave
-  bool fixed = false;    // never moves (tests)
-};
-
-// The forward that an operation belongs to.
-struct Pass {
-  uint64_t epoch = 0;  // rises with each; tasks of cancelled ones do nothing
-  uint32_t rows = 0;   // tokens; 0: an operation outside of any forward
-};
-
 class Store {
  public:
-  struct Stats {
-    TileStream::Stats stream;
-    RowReader::Stats tables;
-    uint64_t arrays_bytes = 0;      // weight arrays alive now
-    uint64_t arrays_bytes_max = 0;  // at any time
-    uint64_t arrays_made = 0;
-    uint64_t pinned_bytes = 0;
-    uint64_t peak_bytes = 0;  // resident memory, as seen at operations
-    double compute_seconds = 0;
-  };
+  using Stats = StoreStats;
 
   static Result<std::shared_ptr<Store>> open(
       const std::vector<std::string>& paths, const StoreOptions& options);
@@ -117,13 +84,7 @@ class Store {
                std::span<const uint32_t> ids,
                float* out,
                const Pass& pass);
-  // y[i] = x[x_rows[i]] * W[experts[i]]^T; the table's row is one expert of
-  // `expert.rows` x `expert.cols`.
-  struct ExpertShape {
-    WeightFormat format;
-    uint32_t rows = 0;
-    uint32_t cols = 0;
-  };
+  // y[i] = x[x_rows[i]] * W[experts[i]]^T; a row of the table is one expert.
   Status multiply_experts(TableId id,
                           const ExpertShape& expert,
                           const float* x,

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+"""A tiny random model of every architecture that mlx-lm knows.
+
+A config is made from the names of the fields of the architecture's ModelArgs
+(VALUES: what a field of that name means is much the same everywhere), and from
+what an architecture needs besides (CONFIGS). What cannot be made is listed with
+the reason (EXCEPTIONS).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm.models
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm import utils
+
+VOCAB = 311
+
+# By the name of the field.
+VALUES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "hidden_dim": 64,
+    "n_embd": 64,
+    "d_model": 64,
+    "model_dim": 64,
+    "block_dim": 64,
+    "intermediate_size": 96,
+    "n_inner": 96,
+    "ffn_hidden_size": 96,
+    "expert_ffn_hidden_size": 64,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+    "shared_intermediate_size": 64,
+    "ff_intermediate_size": 96,
+    "intermediate_size_mlp": 96,
+    "num_hidden_layers": 4,
+    "num_layers": 4,
+    "n_layer": 4,
+    "n_layers": 4,
+    "num_transformer_layers": 4,
+    "num_attention_heads": 4,
+    "num_heads": 4,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_key_value_heads": 2,
+    "num_kv_heads": 2,
+    "n_kv_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-5,
+    "norm_eps": 1e-5,
+    "layer_norm_eps": 1e-5,
+    "layer_norm_epsilon": 1e-5,
+    "layernorm_epsilon": 1e-5,
+    "rope_theta": 10000.0,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.5,
+    "rotary_dim": 8,
+    "partial_rotary_factor": 0.5,
+    "max_position_embeddings": 512,
+    "n_positions": 512,
+    "n_ctx": 512,
+    "model_max_length": 512,
+    "block_size": 512,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_bias": False,
+    "conv_bias": True,
+    "use_conv_bias": True,
+    "use_qkv_bias": True,
+    "tie_word_embeddings": False,
+    "sliding_window": 8,
+    "sliding_window_size": 8,
+    "attention_window_size": 8,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_local_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_topk": 2,
+    "n_shared_experts": 1,
+    "num_shared_experts": 1,
+    "num_shared_expert": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
+    "use_qk_norm": True,
+    "qk_norm": True,
+    "post_norm": True,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "logits_scaling": 1.5,
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 1.5,
+    "residual_multiplier": 0.7,
+    "conv_kernel": 4,
+    "state_size": 16,
+    "ssm_state_size": 16,
+    "time_step_rank": 4,
+    "n_groups": 2,
+    "conv_L_cache": 3,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "mamba_proj_bias": False,
+    "mamba_d_conv": 4,
+    "mamba_d_state": 16,
+    "mamba_expand": 2,
+    "index_head_dim": 16,
+    "index_n_heads": 4,
+    "index_topk": 16,
+}
+
+# What else an architecture needs, or needs otherwise.
+CONFIGS: dict[str, dict[str, Any]] = {}
+
+# No tiny model of these, and why.
+EXCEPTIONS: dict[str, str] = {
+    "olmo": "its module needs the package ai2-olmo (hf_olmo)",
+}
+
+
+def architectures() -> list[str]:
+    """The modules of mlx_lm.models that define a Model."""
+    found = []
+    for info in pkgutil.iter_modules(mlx_lm.models.__path__):
+        try:
+            module = importlib.import_module(f"mlx_lm.models.{info.name}")
+        except SystemExit:  # olmo says so and exits
+            found.append(info.name)
+            continue
+        if hasattr(module, "Model") and hasattr(module, "ModelArgs"):
+            found.append(info.name)
+    return found
+
+
+def config_of(architecture: str) -> dict[str, Any]:
+    """config.json of a tiny model."""
+    module = importlib.import_module(f"mlx_lm.models.{architecture}")
+    own = CONFIGS.get(architecture, {})
+    config = {"model_type": architecture}
+    for field in dataclasses.fields(module.ModelArgs):
+        required = (
+            field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        )
+        if field.name in VALUES and (required or field.name in _ALWAYS):
+            config[field.name] = VALUES[field.name]
+    return config | own
+
+
+# Sizes that have defaults too large to be tiny.
+_ALWAYS = {
+    name
+    for name, value in VALUES.items()
+    if isinstance(value, int) and not isinstance(value, bool)
+} - {"sliding_window", "n_group", "topk_group", "conv_L_cache", "moe_layer_freq"}
+
+
+def build(architecture: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with random float32 weights, and its config."""
+    config = config_of(architecture)
+    module = importlib.import_module(f"mlx_lm.models.{architecture}")
+    mx.random.seed(zlib.crc32(architecture.encode()))
+    model = module.Model(module.ModelArgs.from_dict(config))
+
+    def vary(value: mx.array) -> mx.array:
+        """Norms of ones and biases of zeros would hide what is left out."""
+        if not mx.issubdtype(value.dtype, mx.floating):
+            return value
+        value = value.astype(mx.float32)
+        return value + 0.02 * mx.random.normal(value.shape)
+
+    model.update(tree_map(vary, model.parameters()))
+    mx.eval(model.parameters())
+    return model, config
+
+
+def write(architecture: str, folder: Path, bits: int | None = None) -> None:
+    """The model as a folder, in float32, or quantised with bfloat16 scales."""
+    model, config = build(architecture)
+    if bits is not None:
+        model.set_dtype(mx.bfloat16)
+        model, config = utils.quantize_model(model, config, 32, bits)
+    folder.mkdir(parents=True, exist_ok=True)
+    utils.save_model(folder, model)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def parameters_bytes(model: nn.Module) -> int:
+    return sum(value.nbytes for _, value in tree_flatten(model.parameters()))
