@@ -18,8 +18,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from . import _engine
 from .config import FlashConfig
 from .headers import Place, read_places
-from .model import FlashModel
-from .patch import Patch, Source, adopt, patch_model, release, walk
+from .model import flash_class
+from .patch import Patch, Source, patch_model, release, walk
 
 # Of the process, after loading: code and caches of MLX and Python that the
 # first forward touches.
@@ -148,7 +148,10 @@ class Loaded:
             )
         self._plan = self.engine.start(budget)
         self.engine.watch_interrupts()
-        adopt(self.model, FlashModel, self.patch, _flash=self)
+        own = type(self.model)
+        object.__setattr__(self.model, "_flash", self)
+        self.patch.replaced.append((self.model, own))
+        self.model.__class__ = flash_class(own)
 
     def _budget(self, held_before: int) -> _engine.Budget:
         budget = _engine.Budget()

@@ -48,11 +48,11 @@ class FlashModel:
 
     _flash: Loaded
 
-    def __call__(self, inputs: mx.array, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         engine = self._flash.engine
-        engine.begin_forward(max(1, inputs.size))
+        engine.begin_forward(_tokens(args, kwargs))
         try:
-            return super().__call__(inputs, *args, **kwargs)
+            return super().__call__(*args, **kwargs)
         finally:
             engine.end_forward()
 
@@ -120,10 +120,31 @@ class FlashModel:
         return make_prompt_cache(self, max_kv_size=self._flash.flash.max_kv_size)
 
 
-def wrap_call(own: type) -> Callable[..., Any]:
-    """FlashModel.__call__ under the signature of the model's own, which
-    mlx-lm looks at."""
-    return functools.wraps(own.__call__)(FlashModel.__call__)
+def flash_class(own: type) -> type:
+    """FlashModel over the model's class, its call under the own signature:
+    mlx-lm looks at that."""
+
+    @functools.wraps(own.__call__)
+    def call(self: FlashModel, *args: Any, **kwargs: Any) -> Any:
+        return FlashModel.__call__(self, *args, **kwargs)
+
+    names = {
+        "__call__": call,
+        "__module__": own.__module__,
+        "__qualname__": own.__qualname__,
+    }
+    return type(own.__name__, (FlashModel, own), names)
+
+
+def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Tokens of a forward: the first array is the ids, [..., tokens]; with
+    embeddings instead they are [batch, tokens, width]."""
+    count = 1
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, mx.array):
+            floating = mx.issubdtype(value.dtype, mx.floating)
+            count = max(count, value.size // value.shape[-1] if floating else value.size)
+    return count
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> mx.array | list[int] | str:

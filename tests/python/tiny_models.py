@@ -134,8 +134,124 @@ VALUES: dict[str, Any] = {
     "index_topk": 16,
 }
 
+_MIXED = ["sliding_attention", "full_attention"] * 2
+_YARN = {
+    "type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+
 # What else an architecture needs, or needs otherwise.
-CONFIGS: dict[str, dict[str, Any]] = {}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "afm7": {"num_kv_reuse_layers": 2},
+    "afmoe": {"layer_types": _MIXED, "num_dense_layers": 1},
+    "baichuan_m1": {"sliding_window_layers": [0, 2], "conv_window": 2},
+    "bailing_hybrid": {"layer_group_size": 2, "group_norm_size": 2},
+    "bailing_moe_linear": {"layer_group_size": 2, "group_norm_size": 2},
+    "bailing_moe_v3": {"n_group": 2, "topk_group": 1},
+    "dbrx": {
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+    },
+    "deepseek_v2": {"rope_scaling": _YARN},
+    "exaone4": {"rope_scaling": None, "sliding_window_pattern": "LLGL"},
+    "exaone_moe": {"layer_types": _MIXED, "is_moe_layer": [False, True, True, True]},
+    "gear": {"layer_types": _MIXED},
+    "gemma3_text": {"sliding_window_pattern": 2},
+    "gemma4_text": {"num_kv_shared_layers": 2, "layer_types": _MIXED, "head_dim": 16},
+    "glm4_moe": {"rope_scaling": None},
+    "glm_moe_dsa": {"rope_parameters": {"rope_theta": 10000.0}},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"] * 2,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 2,
+    },
+    "hunyuan": {
+        "use_mixed_mlp_moe": True,
+        "use_cla": True,
+        "cla_share_factor": 2,
+        "rope_scaling": {"alpha": 1000.0, "factor": 1.0, "type": "dynamic"},
+    },
+    "jamba": {
+        "attn_layer_offset": 1,
+        "attn_layer_period": 2,
+        "expert_layer_offset": 1,
+        "expert_layer_period": 2,
+    },
+    "kimi_linear": {
+        "linear_attn_config": {
+            "full_attn_layers": [2, 4],
+            "kda_layers": [1, 3],
+            "num_heads": 4,
+            "head_dim": 32,
+            "short_conv_kernel_size": 4,
+        }
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"attention_method": "MLA", "zero_expert_type": "identity"},
+    "longcat_flash_ngram": {"attention_method": "MLA", "zero_expert_type": "identity"},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "time_step_limit": [0.001, 100.0]},
+    "mimo_v2_flash": {
+        "hybrid_layer_pattern": [0, 1, 0, 1],
+        "moe_layer_freq": [0, 1, 1, 1],
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 16,
+        "swa_v_head_dim": 16,
+        "swa_rope_theta": 10000.0,
+        "add_swa_attention_sink_bias": True,
+        "add_full_attention_sink_bias": False,
+    },
+    "nemotron_h": {
+        "hybrid_override_pattern": "M*-E",
+        "moe_shared_expert_intermediate_size": 64,
+        "n_groups": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.5,
+        "time_step_limit": [0.0, 100.0],
+    },
+    "qwen3_moe": {"head_dim": 16},
+    "qwen3_next": {"partial_rotary_factor": 0.5},
+    "recurrent_gemma": {
+        "block_types": ["recurrent", "attention"],
+        "attention_window_size": 8,
+        "conv1d_width": 4,
+        "logits_soft_cap": 30.0,
+        "attention_bias": False,
+    },
+    "rwkv7": {
+        "a_low_rank_dim": 16,
+        "v_low_rank_dim": 16,
+        "gate_low_rank_dim": 16,
+        "decay_low_rank_dim": 16,
+        "head_dim": 32,
+    },
+    "step3p5": {"layer_types": _MIXED},
+}
+
+# Architectures around another one, whose config is inside.
+_TEXT = {
+    "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n",
+    "gemma4": "gemma4_text",
+    "kimi_k25": "deepseek_v3",
+    "kimi_vl": "deepseek_v3",
+    "lfm2-vl": "lfm2",
+    "mistral3": "llama",
+    "pixtral": "llama",
+    "qwen2_vl": "qwen2",
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_moe": "qwen3_moe",
+}
 
 # No tiny model of these, and why.
 EXCEPTIONS: dict[str, str] = {
@@ -169,6 +285,8 @@ def config_of(architecture: str) -> dict[str, Any]:
         )
         if field.name in VALUES and (required or field.name in _ALWAYS):
             config[field.name] = VALUES[field.name]
+    if architecture in _TEXT:
+        config["text_config"] = config_of(_TEXT[architecture])
     return config | own
 
 
@@ -177,7 +295,7 @@ _ALWAYS = {
     name
     for name, value in VALUES.items()
     if isinstance(value, int) and not isinstance(value, bool)
-} - {"sliding_window", "n_group", "topk_group", "conv_L_cache", "moe_layer_freq"}
+} - {"sliding_window", "n_group", "topk_group", "conv_L_cache", "moe_layer_freq"} | {"rope_theta"}
 
 
 def build(architecture: str) -> tuple[nn.Module, dict[str, Any]]:
