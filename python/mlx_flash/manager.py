@@ -23,7 +23,7 @@ from .patch import Patch, Source, patch_model, release, walk
 
 # Of the process, after loading: code and caches of MLX and Python that the
 # first forward touches.
-_RESERVE_BYTES = 24_000_000
+_RESERVE_BYTES = 44_000_000
 
 # What an automatic prompt chunk may take of the budget.
 _CHUNK_SHARE = 4
@@ -155,7 +155,7 @@ class Loaded:
 
     def _budget(self, held_before: int) -> _engine.Budget:
         budget = _engine.Budget()
-        budget.tables = 0
+        budget.experts = self.flash.expert_cache_size
         if self.hooks.pinned_share is not None:
             budget.fixed = True
             return budget

@@ -24,26 +24,43 @@ using namespace nb::literals;
 namespace mlx_flash::python {
 namespace {
 
+PyObject* exception_of(StatusCode code) {
+  switch (code) {
+    case StatusCode::kInvalidInput:
+    case StatusCode::kUnsupported:
+      return PyExc_ValueError;
+    case StatusCode::kExhausted:
+      return PyExc_MemoryError;
+    case StatusCode::kIoError:
+      return PyExc_OSError;
+    case StatusCode::kCancelled:
+      return PyExc_KeyboardInterrupt;
+    default:
+      return PyExc_RuntimeError;
+  }
+}
+
 // A Status as Python's exception of that kind.
 void raise_if_error(const Status& status) {
   if (status.ok()) return;
-  PyObject* type = PyExc_RuntimeError;
-  switch (status.code()) {
-    case StatusCode::kInvalidInput:
-    case StatusCode::kUnsupported:
-      type = PyExc_ValueError;
-      break;
-    case StatusCode::kExhausted:
-      type = PyExc_MemoryError;
-      break;
-    case StatusCode::kIoError:
-      type = PyExc_OSError;
-      break;
-    default:
-      break;
-  }
-  PyErr_SetString(type, status.message().c_str());
+  PyErr_SetString(exception_of(status.code()), status.message().c_str());
   throw nb::python_error();
+}
+
+// An interrupted task, where MLX's own functions evaluate: both modules share
+// nanobind's list of translators. Python's handler of Ctrl-C has noted it, and
+// raises it here.
+void translate_interruption(const std::exception_ptr& thrown, void*) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const std::runtime_error& error) {
+    const std::string_view what = error.what();
+    const bool ours = what.find(kFailed) != std::string_view::npos &&
+                      what.find(kInterrupted) != std::string_view::npos;
+    if (!ours) throw;
+    if (PyErr_CheckSignals() != 0) return;
+    PyErr_SetString(PyExc_KeyboardInterrupt, error.what());
+  }
 }
 
 template <typename T>
@@ -364,6 +381,7 @@ void bind_memory(nb::module_& m) {
       .def_rw("decode", &Budget::decode)
       .def_rw("per_row", &Budget::per_row)
       .def_rw("tables", &Budget::tables)
+      .def_rw("experts", &Budget::experts)
       .def_rw("fixed", &Budget::fixed);
   m.def("available_ram", [] { return available_ram(); });
   m.def("resident_bytes",
@@ -388,6 +406,7 @@ void bind_memory(nb::module_& m) {
 NB_MODULE(_engine, m) {
   namespace py = mlx_flash::python;
   nb::module_::import_("mlx.core");  // its types, and the one libmlx
+  nb::register_exception_translator(&py::translate_interruption);
   m.attr("mlx_version") = mlx_flash::mx::version();
   m.attr("built_for") = FLASH_MLX_VERSION;
   m.def("supported", &mlx_flash::kernels::supported);

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <stdexcept>
+#include <string>
 #include <unordered_set>
 #include <utility>
 
@@ -82,7 +83,7 @@ class StoreOp : public mx::Primitive {
       if (status.ok()) return;
       // What runs before the exception is seen must not index by garbage.
       if (!filled) std::memset(to, 0, bytes);
-      throw std::runtime_error("mlx_flash: " + status.message());
+      throw std::runtime_error(std::string(kFailed) + status.message());
     });
   }
 

@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -29,6 +30,10 @@
 namespace mlx_flash::python {
 
 using StorePtr = std::shared_ptr<Store>;
+
+// What tasks throw begins so. MLX hands on a message, not the exception.
+inline constexpr std::string_view kFailed = "mlx_flash: ";
+inline constexpr std::string_view kInterrupted = "interrupted";
 
 // --- The forward under way on this thread -----------------------------------
 

@@ -23,6 +23,11 @@ constexpr uint32_t kExpertsMin = 2;
 // Left to the ring of the dense weights when experts take the rest.
 constexpr uint64_t kRingRoom = uint64_t{16} << 20;
 
+// After so many passes memory besides caches does not grow any more, but for
+// what the allocator keeps.
+constexpr uint64_t kPassesToSettle = 3;
+constexpr uint64_t kSlackBytes = 8'000'000;
+
 // Rows of an embedding that are kept.
 constexpr uint32_t kRowsKept = RowReader::kRowsDefault;
 
@@ -97,6 +102,9 @@ uint64_t Store::experts_kept(const Budget& budget) const {
     most = std::max(most, table.matrix.rows);
   }
   if (one == 0) return 0;
+  if (budget.experts > 0) {
+    return std::clamp<uint64_t>(budget.experts, kExpertsMin, most);
+  }
   const uint64_t used =
       budget.runtime + budget.decode + dense + dense / 16 + kRingRoom;
   const uint64_t left = budget.ram > used ? budget.ram - used : 0;
@@ -152,8 +160,9 @@ Result<uint64_t> Store::minimum(const Budget& budget) const {
   constexpr uint64_t kPlenty = uint64_t{1} << 50;
   Budget roomy = budget;
   roomy.ram = kPlenty;
-  FLASH_ASSIGN_OR_RETURN(const ScheduleAndPlan planned,
-                         plan_for(roomy, table_bytes(kExpertsMin)));
+  FLASH_ASSIGN_OR_RETURN(
+      const ScheduleAndPlan planned,
+      plan_for(roomy, table_bytes(std::max(kExpertsMin, budget.experts))));
   return planned.plan.ram_min_bytes;
 }
 
@@ -238,13 +247,18 @@ void Store::begin_pass(const Pass& pass) {
   pass_epoch_ = pass.epoch;
   if (budget_.fixed) return;
   const uint64_t outside = outside_arena();
-  if (pass_rows_ > 1 && pass_peak_bytes_ > pass_begin_bytes_) {
-    const uint64_t grown = pass_peak_bytes_ - pass_begin_bytes_;
+  const uint64_t expected = pass_begin_bytes_ + budget_.decode;
+  if (pass_rows_ > 1 && pass_peak_bytes_ > expected) {
+    const uint64_t grown = pass_peak_bytes_ - expected;
     budget_.per_row = std::max(budget_.per_row, grown / pass_rows_);
   }
   pass_rows_ = pass.rows;
   pass_begin_bytes_ = pass_peak_bytes_ = outside;
-  const uint64_t base = std::max(outside, budget_.runtime + tables_bytes_);
+  // The first passes touch code and caches for the first time.
+  const bool settled = tiles_->stats().passes >= kPassesToSettle;
+  const uint64_t base =
+      settled ? outside + kSlackBytes
+              : std::max(outside, budget_.runtime + tables_bytes_);
   const uint64_t needed = base + budget_.decode +
                           (pass.rows - 1) * budget_.per_row + plan_.ring_bytes;
   const uint64_t page = arena_->page_bytes();

@@ -27,6 +27,7 @@ struct Budget {
   uint64_t decode = 0;  // arrays of one token's forward
   uint64_t per_row = 0;  // more for each further row; learnt while running
   uint64_t tables = 0;   // at most, for experts; 0: what dense weights leave
+  uint32_t experts = 0;  // kept of each table; 0: as many as fit
   bool fixed = false;    // never moves (tests)
 };
 
