@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +148,8 @@ class Loaded:
             )
         self._plan = self.engine.start(budget)
         self.engine.watch_interrupts()
+        if self.flash.debug:
+            _say_plan(self.plan())
         own = type(self.model)
         object.__setattr__(self.model, "_flash", self)
         self.patch.replaced.append((self.model, own))
@@ -177,6 +179,7 @@ class Loaded:
             "kernels": "fast" if self.fast else "stock",
             "resident_bytes": self.patch.resident_bytes,
             "streamed_parameters": self.patch.streamed,
+            "threads": self.engine.threads() if self.fast else 1,
             "prefill_chunk_size": self.prefill_chunk(),
         }
 
@@ -198,6 +201,12 @@ class Loaded:
         self.closed = True
         self.engine.close()
         release(self.patch)
+
+
+def _say_plan(plan: dict[str, Any]) -> None:
+    for name, value in plan.items():
+        shown = f"{value / 1e6:.1f} MB" if name.endswith("_bytes") else str(value)
+        print(f"[mlx_flash] {name:>24} {shown}", file=sys.stderr)
 
 
 # --- Building without reading -----------------------------------------------

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, Union
 
@@ -12,7 +13,10 @@ from mlx_lm.generate import stream_generate as mlx_lm_stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
+from .cache import DiskStore, apply_settings
+
 if TYPE_CHECKING:
+    from .config import FlashConfig
     from .manager import Loaded
 
 Message = dict[str, Any]
@@ -41,6 +45,36 @@ class Segment(str):
         segment.finish_reason = finish_reason
         segment.stats = stats
         return segment
+
+
+class Watch:
+    """Says on stderr what happens, where the config asks for it."""
+
+    def __init__(self, flash: FlashConfig, begin: float):
+        self._monitor = flash.monitor
+        self._profile = flash.enable_profiling
+        self._said = begin
+        self._stats: dict[str, Any] = {}
+
+    def token(self, stats: dict[str, Any]) -> None:
+        self._stats = stats
+        now = time.perf_counter()
+        if self._monitor and now - self._said >= 1:
+            self._said = now
+            read = stats["bytes_read"] / 1e6 / max(stats["seconds"], 1e-9)
+            print(
+                f"[mlx_flash] {stats['generated_tokens']} tokens, "
+                f"{stats['decode_tok_s']:.2f} tok/s, {read:.0f} MB/s read, "
+                f"{stats['pinned_bytes'] / 1e6:.0f} MB kept",
+                file=sys.stderr,
+            )
+
+    def end(self) -> None:
+        if not self._profile:
+            return
+        for name, value in self._stats.items():
+            shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+            print(f"[mlx_flash] {name:>24} {shown}", file=sys.stderr)
 
 
 class FlashModel:
@@ -99,6 +133,7 @@ class FlashModel:
             **kwargs,
         )
         begin = time.perf_counter()
+        watch = Watch(flash.flash, begin)
         for response in responses:
             stats = flash.stats() | {
                 "seconds": time.perf_counter() - begin,
@@ -107,6 +142,7 @@ class FlashModel:
                 "generated_tokens": response.generation_tokens,
                 "decode_tok_s": response.generation_tps,
             }
+            watch.token(stats)
             yield Segment(
                 response.text,
                 response.token,
@@ -114,10 +150,24 @@ class FlashModel:
                 response.finish_reason,
                 stats,
             )
+        watch.end()
 
     def new_cache(self) -> list[Any]:
         """A prompt cache as the config wants it."""
-        return make_prompt_cache(self, max_kv_size=self._flash.flash.max_kv_size)
+        flash = self._flash.flash
+        disk = None
+        if flash.disk_kv_enabled:
+            disk = DiskStore(flash.disk_kv_dir, flash.disk_kv_max_tokens)
+        return apply_settings(
+            make_prompt_cache(self),
+            own=hasattr(self, "make_cache"),
+            quantized=flash.kv_cache_quantized,
+            bits=flash.kv_cache_bits,
+            window=flash.kv_cache_local_window_size,
+            max_kv_size=flash.max_kv_size,
+            keep=flash.kv_keep,
+            disk=disk,
+        )
 
 
 def flash_class(own: type) -> type:

@@ -330,6 +330,7 @@ void bind_engine(nb::module_& m) {
       .def("close", &close)
       .def("plan", [](const Engine& e) { return plan_dict(*e.store); })
       .def("stats", [](Engine& e) { return stats_dict(*e.store); })
+      .def("threads", [](const Engine& e) { return e.store->threads(); })
       .def("interrupt", [](Engine& e) { e.store->interrupt(); })
       .def("watch_interrupts", [](Engine& e) { watch_interrupts(*e.store); })
       .def("begin_forward",

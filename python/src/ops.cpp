@@ -48,16 +48,24 @@ class StoreOp : public mx::Primitive {
   StoreOp(mx::Stream stream,
           const char* op_name,
           StorePtr store,
+          uint64_t epoch,
           bool weight,
           Task task)
       : mx::Primitive(stream),
         name_(op_name),
         store_(std::move(store)),
+        epoch_(epoch),
         weight_(weight),
         task_(std::move(task)) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override {
+    // Of a forward that was interrupted nothing more is put in the queue: MLX
+    // runs what is in it to the end.
+    if (store_->cancelled(epoch_)) {
+      throw std::runtime_error(std::string(kFailed) +
+                               std::string(kInterrupted));
+    }
     std::vector<const void*> in;
     in.reserve(inputs.size());
     for (const mx::array& input : inputs) {
@@ -111,6 +119,7 @@ class StoreOp : public mx::Primitive {
 
   const char* name_;
   StorePtr store_;
+  uint64_t epoch_;
   bool weight_;
   Task task_;
 };
@@ -121,14 +130,16 @@ mx::array node(const char* name,
                const mx::Shape& shape,
                mx::Dtype dtype,
                std::vector<mx::array> inputs,
+               const Pass& pass,
                Task task) {
   const Forward& state = forward();
   if (state.open && state.last) inputs.push_back(*state.last);
-  return mx::array(shape,
-                   dtype,
-                   std::make_shared<StoreOp>(
-                       task_stream(), name, store, weight, std::move(task)),
-                   std::move(inputs));
+  return mx::array(
+      shape,
+      dtype,
+      std::make_shared<StoreOp>(
+          task_stream(), name, store, pass.epoch, weight, std::move(task)),
+      std::move(inputs));
 }
 
 mx::array product(mx::array y) {
@@ -180,6 +191,7 @@ mx::array tensor(const StorePtr& store, const Leaf& leaf) {
               leaf.shape,
               leaf.dtype,
               {},
+              pass,
               [s, id, pass](const auto&, void* out) {
                 return s->fill(id, static_cast<std::byte*>(out), pass);
               });
@@ -200,6 +212,7 @@ mx::array tensor_rows(const StorePtr& store,
       shape,
       dtype,
       {rows},
+      pass,
       [s, table, n = rows.size(), pass](const auto& in, void* out) {
         return s->fill_rows(
             table, ids_at(in[0], n), static_cast<std::byte*>(out), pass);
@@ -227,6 +240,7 @@ mx::array linear(const StorePtr& store,
            shape,
            mx::float32,
            {input},
+           pass,
            [s, matrix, rows, pass](const auto& in, void* out) {
              return s->multiply(matrix,
                                 static_cast<const float*>(in[0]),
@@ -250,6 +264,7 @@ mx::array embed(const StorePtr& store, TableId table, const mx::array& ids) {
            shape,
            mx::float32,
            {rows},
+           pass,
            [s, table, n = rows.size(), pass](const auto& in, void* out) {
              return s->embed(
                  table, ids_at(in[0], n), static_cast<float*>(out), pass);
@@ -288,6 +303,7 @@ mx::array experts(const StorePtr& store,
       out_shape,
       mx::float32,
       {input, rows, wanted},
+      pass,
       [s, table, shape, n = rows.size(), m, pass](const auto& in, void* out) {
         const auto x_rows = ids_at(in[1], n);
         const auto expert_ids = ids_at(in[2], n);

@@ -106,6 +106,7 @@ class Store {
   // Gives all memory back; tasks that come later fail.
   void close();
   Stats stats();
+  int threads() const { return pool_ ? pool_->threads() : 0; }
 
   void count_array(int64_t bytes);
 

@@ -298,9 +298,11 @@ _ALWAYS = {
 } - {"sliding_window", "n_group", "topk_group", "conv_L_cache", "moe_layer_freq"} | {"rope_theta"}
 
 
-def build(architecture: str) -> tuple[nn.Module, dict[str, Any]]:
+def build(
+    architecture: str, change: dict[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model with random float32 weights, and its config."""
-    config = config_of(architecture)
+    config = config_of(architecture) | (change or {})
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
     mx.random.seed(zlib.crc32(architecture.encode()))
     model = module.Model(module.ModelArgs.from_dict(config))
@@ -317,15 +319,38 @@ def build(architecture: str) -> tuple[nn.Module, dict[str, Any]]:
     return model, config
 
 
-def write(architecture: str, folder: Path, bits: int | None = None) -> None:
-    """The model as a folder, in float32, or quantised with bfloat16 scales."""
-    model, config = build(architecture)
+def write(
+    architecture: str,
+    folder: Path,
+    bits: int | None = None,
+    config: dict[str, Any] | None = None,
+) -> None:
+    """The model as a folder, in float32, or quantised with bfloat16 scales.
+    `config`: instead of what VALUES says."""
+    model, config = build(architecture, config)
     if bits is not None:
         model.set_dtype(mx.bfloat16)
         model, config = utils.quantize_model(model, config, 32, bits)
     folder.mkdir(parents=True, exist_ok=True)
     utils.save_model(folder, model)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Words "t0" ... stand for the ids; 2 ends a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {f"t{i}": i for i in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "t2",
+        "unk_token": "t0",
+        "chat_template": "{% for m in messages %}{{ m['content'] }} {% endfor %}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def parameters_bytes(model: nn.Module) -> int:
