@@ -24,6 +24,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm import utils
 
 VOCAB = 311
+TINY_BYTES = 30_000_000
 
 # By the name of the field.
 VALUES: dict[str, Any] = {
@@ -193,11 +194,69 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "short_conv_kernel_size": 4,
         }
     },
-    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "longcat_flash": {"attention_method": "MLA", "zero_expert_type": "identity"},
-    "longcat_flash_ngram": {"attention_method": "MLA", "zero_expert_type": "identity"},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"] * 2,
+        "block_multiple_of": 32,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": True,
+    },
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention"] * 2,
+        "use_expert_bias": True,
+        "num_dense_layers": 1,
+    },
+    "llama4": {
+        "text_config": {
+            name: VALUES[name]
+            for name in (
+                "attention_bias", "head_dim", "hidden_size", "intermediate_size",
+                "intermediate_size_mlp", "max_position_embeddings", "num_attention_heads",
+                "num_hidden_layers", "num_key_value_heads", "num_local_experts",
+                "rms_norm_eps", "rope_theta", "use_qk_norm", "vocab_size",
+            )
+        }
+        | {
+            "model_type": "llama4_text",
+            "attention_chunk_size": 8,
+            "interleave_moe_layer_step": 2,
+            "num_experts_per_tok": 1,
+            "rope_scaling": None,
+        }
+    },
+    "llama4_text": {"no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": False},
+    "longcat_flash": {
+        "attention_method": "MLA",
+        "zero_expert_type": "identity",
+        "zero_expert_num": 2,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+    },
+    "longcat_flash_ngram": {
+        "attention_method": "MLA",
+        "zero_expert_type": "identity",
+        "zero_expert_num": 2,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+    },
     "mamba2": {"num_heads": 8, "head_dim": 16, "time_step_limit": [0.001, 100.0]},
+    "mellum": {"layer_types": _MIXED},
+    "minicpm": {"dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12},
+    "minicpm3": {"dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12},
+    "ministral3": {
+        "layer_types": _MIXED,
+        "rope_parameters": {
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 128,
+        },
+    },
+    "mistral4": {
+        "rope_parameters": {
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 128,
+        },
+    },
     "mimo_v2_flash": {
         "hybrid_layer_pattern": [0, 1, 0, 1],
         "moe_layer_freq": [0, 1, 1, 1],
@@ -209,6 +268,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "add_swa_attention_sink_bias": True,
         "add_full_attention_sink_bias": False,
     },
+    "nemotron": {"hidden_act": "relu2"},
+    "nemotron-nas": {
+        "block_configs": [
+            {
+                "attention": {"n_heads_in_group": 2, "no_op": no_op, "replace_with_linear": False},
+                "ffn": {"ffn_mult": 1.5, "no_op": False, "replace_with_linear": linear},
+            }
+            for no_op, linear in ((False, False), (True, False), (False, True), (False, False))
+        ]
+    },
     "nemotron_h": {
         "hybrid_override_pattern": "M*-E",
         "moe_shared_expert_intermediate_size": 64,
@@ -219,6 +288,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 1.5,
         "time_step_limit": [0.0, 100.0],
     },
+    "olmo_hybrid": {"linear_allow_neg_eigval": True},
+    "openelm": {
+        "ffn_dim_divisor": 32,
+        "num_query_heads": [4, 4, 4, 4],
+        "num_kv_heads": [2, 2, 2, 2],
+        "ffn_multipliers": [1.0, 1.5, 2.0, 2.0],
+    },
+    "phi3small": {
+        "dense_attention_every_n_layers": 2,
+        "gegelu_limit": 20.0,
+        "ff_intermediate_size": 96,
+        "mup_attn_multiplier": 1.0,
+        "mup_width_multiplier": 2.0,
+        "mup_embedding_multiplier": 10.0,
+    },
+    "phixtral": {"num_vocab": VOCAB, "rotary_dim": 8},
+    "plamo": {"n_shared_head": 2},
+    "plamo2": {"hidden_size_per_head": 16, "mamba_num_heads": 8},
+    "qwen": {"hidden_size": 64, "kv_channels": 16, "num_attention_heads": 4},
     "qwen3_moe": {"head_dim": 16},
     "qwen3_next": {"partial_rotary_factor": 0.5},
     "recurrent_gemma": {
@@ -236,6 +324,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 32,
     },
     "step3p5": {"layer_types": _MIXED},
+}
+
+_QWEN35 = {
+    name: VALUES[name]
+    for name in (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "rms_norm_eps", "vocab_size", "head_dim",
+        "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+        "linear_value_head_dim", "linear_conv_kernel_dim", "max_position_embeddings",
+    )
+}  # fmt: skip
+_QWEN35 |= {"full_attention_interval": 2, "tie_word_embeddings": False}
+CONFIGS["qwen3_5"] = {"text_config": _QWEN35 | {"model_type": "qwen3_5"}}
+CONFIGS["qwen3_5_moe"] = {
+    "text_config": _QWEN35
+    | {
+        "model_type": "qwen3_5_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+        "decoder_sparse_step": 1,
+    }
 }
 
 # Architectures around another one, whose config is inside.
@@ -306,6 +417,10 @@ def build(
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
     mx.random.seed(zlib.crc32(architecture.encode()))
     model = module.Model(module.ModelArgs.from_dict(config))
+
+    size = parameters_bytes(model)  # of arrays that have not been evaluated
+    if size > TINY_BYTES:
+        raise ValueError(f"{size / 1e6:.0f} MB: a size has a large default")
 
     def vary(value: mx.array) -> mx.array:
         """Norms of ones and biases of zeros would hide what is left out."""
