@@ -19,7 +19,7 @@ from . import _engine
 from .config import FlashConfig
 from .headers import Place, read_places
 from .model import flash_class
-from .patch import Patch, Source, patch_model, release, walk
+from .patch import Patch, Rebuild, Source, patch_model, release, walk
 
 # Of the process, after loading: code and caches of MLX and Python that the
 # first forward touches.
@@ -218,20 +218,24 @@ class _Loader:
         self.hooks = hooks
         self.path = path
         self.fast = _wants_fast(flash)
-        self.raw: dict[str, mx.array] = {}
 
     def load(self, model_config: dict[str, Any], trust_remote_code: bool) -> Loaded:
         files = sorted(self.path.glob("model*.safetensors"))
         places: dict[str, Place] = {}
         for number, file in enumerate(files):
             places |= read_places(file, number)
-        with _recorded_loads(self.raw):
-            model, config = utils.load_model(
-                self.path,
-                lazy=True,
-                model_config=model_config,
-                trust_remote_code=trust_remote_code,
-            )
+
+        def build() -> tuple[nn.Module, dict[str, Any], dict[str, mx.array]]:
+            with _recorded_loads() as raw:
+                model, config = utils.load_model(
+                    self.path,
+                    lazy=True,
+                    model_config=model_config,
+                    trust_remote_code=trust_remote_code,
+                )
+            return model, config, raw
+
+        model, config, raw = build()
         engine = _engine.Engine(
             [str(file) for file in files],
             threads=self.flash.threads,
@@ -240,13 +244,14 @@ class _Loader:
             tile_bytes=self._tile_bytes(),
         )
         try:
-            for name, array in self.raw.items():
+            for name, array in raw.items():
                 place = places.get(name)
                 if place is None or place.bytes != array.nbytes:
                     raise ValueError(f"{self.path}: {name}: files changed while loading")
             total = sum(place.bytes for place in places.values())
             small = max(_SMALL_MIN, min(_SMALL_MAX, total // 1024))
-            source = Source(engine, self.raw, places, small, self.fast)
+            source = Source(engine, raw, places, small, self.fast)
+            source.rebuild = Rebuild(source, lambda: build()[::2])
             patch = patch_model(model, source)
             engine.forget_undeclared()
             if self.flash.moe_top_k_override is not None:
@@ -254,8 +259,6 @@ class _Loader:
         except BaseException:
             engine.close()
             raise
-        finally:
-            self.raw = {}
         return Loaded(model, engine, patch, self.flash, config, self.hooks, self.fast)
 
     def _tile_bytes(self) -> int:
@@ -267,10 +270,11 @@ class _Loader:
 
 
 @contextmanager
-def _recorded_loads(raw: dict[str, mx.array]) -> Iterator[None]:
+def _recorded_loads() -> Iterator[dict[str, mx.array]]:
     """Notes what mlx-lm's loader gets from mx.load: nothing of it is read, but
     these arrays are how tensors are known again after sanitize()."""
     load = mx.load
+    raw: dict[str, mx.array] = {}
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         arrays = load(*args, **kwargs)
@@ -280,7 +284,7 @@ def _recorded_loads(raw: dict[str, mx.array]) -> Iterator[None]:
 
     mx.load = recorded
     try:
-        yield
+        yield raw
     finally:
         mx.load = load
 

@@ -21,6 +21,7 @@ from typing import Any, Callable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from . import _engine
@@ -55,6 +56,7 @@ class Source:
     def __post_init__(self) -> None:
         self.names = {id(array): name for name, array in self.raw.items()}
         self.matrices: dict[str, int] = {}
+        self.rebuild: Rebuild | None = None
         self.names_by_leaf = list(self.raw)
         for array in self.raw.values():
             self.engine.know_leaf(array)
@@ -107,6 +109,57 @@ class Source:
         return self.engine.add_table(name, parts, arrays[0].shape[0], experts)
 
 
+# --- Threads ----------------------------------------------------------------
+
+
+class Replayed:
+    """A parameter that is an expression over tensors of files.
+
+    Its operations belong to a stream of the thread that made them. In any other
+    thread the expression is made again there: `rebuild` runs mlx-lm's loader,
+    which reads headers only.
+    """
+
+    def __init__(self, path: str, weight: _engine.Weight, rebuild: Rebuild):
+        self._path = path
+        self._rebuild = rebuild
+        self._weight = weight
+        self._thread = threading.get_ident()
+
+    def array(self) -> mx.array:
+        if threading.get_ident() == self._thread:
+            return self._weight.array()
+        return self._rebuild.weights()[self._path].array()
+
+
+class Rebuild:
+    """All expressions of a model, once for each thread that asks for one."""
+
+    def __init__(self, source: Source, load: Callable[[], tuple[nn.Module, dict[str, mx.array]]]):
+        self._engine = source.engine
+        self._matrices = source.matrices
+        self._fast = source.fast
+        self._load = load
+        self._paths: dict[str, bool] = {}  # path of a parameter: may be cast
+        self._local = threading.local()
+
+    def add(self, path: str, cast: bool) -> None:
+        self._paths[path] = cast
+
+    def weights(self) -> dict[str, _engine.Weight]:
+        if not hasattr(self._local, "weights"):
+            model, raw = self._load()
+            for name, number in self._matrices.items():
+                self._engine.alias_leaf(raw[name], number)
+            parameters = dict(tree_flatten(model.parameters()))
+            self._local.leaves = raw  # their ids are in use
+            self._local.weights = {
+                path: self._engine.weight(parameters[path], self._fast and cast)
+                for path, cast in self._paths.items()
+            }
+        return self._local.weights
+
+
 # --- The tree ---------------------------------------------------------------
 
 
@@ -134,7 +187,7 @@ def _walk_value(value: Any, path: str) -> Iterator[tuple[str, nn.Module]]:
 class Streamed:
     """A module of which some parameters are made anew each time."""
 
-    _flash_weights: dict[str, _engine.Weight]
+    _flash_weights: dict[str, _engine.Weight | Replayed]
 
     def __getitem__(self, key: str) -> Any:
         weight = self._flash_weights.get(key)
@@ -384,11 +437,17 @@ def _patch_fast(
 
 def _declare(
     path: str, large: dict[str, mx.array], source: Source, patch: Patch, every_pass: bool
-) -> dict[str, _engine.Weight]:
-    weights = {}
+) -> dict[str, _engine.Weight | Replayed]:
+    weights: dict[str, _engine.Weight | Replayed] = {}
     for key, array in large.items():
         patch.leaves += source.declare(array, every_pass)
-        weights[key] = source.engine.weight(array, source.fast and not key.startswith("_"))
+        cast = source.fast and not key.startswith("_")
+        weight = source.engine.weight(array, cast)
+        if source.place_of(array) is None and source.rebuild is not None:
+            name = f"{path}.{key}" if path else key
+            source.rebuild.add(name, cast)
+            weight = Replayed(name, weight, source.rebuild)
+        weights[key] = weight
         patch.streamed += 1
         patch.streamed_bytes += array.nbytes
     return weights

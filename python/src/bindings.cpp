@@ -272,6 +272,12 @@ void know_leaf(Engine& engine, const mx::array& a) {
   engine.leaves->try_emplace(a.id(), Expression::Known{{}, number});
 }
 
+// Another array of a tensor that has been declared: of another thread.
+void alias_leaf(Engine& engine, const mx::array& a, MatrixId id) {
+  engine.leaves->insert_or_assign(
+      a.id(), Expression::Known{Leaf{id, a.shape(), a.dtype()}, 0});
+}
+
 void forget_undeclared(Engine& engine) {
   std::erase_if(*engine.leaves,
                 [](const auto& it) { return !it.second.leaf.has_value(); });
@@ -295,6 +301,7 @@ mx::array weight_rows(const Weight& weight,
 
 void bind_declarations(nb::class_<Engine>& engine) {
   engine.def("know_leaf", &know_leaf)
+      .def("alias_leaf", &alias_leaf)
       .def("forget_undeclared", &forget_undeclared)
       .def("leaves_of",
            [](const Engine& e, const mx::array& a) {

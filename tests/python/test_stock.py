@@ -2,6 +2,7 @@
 """`stock` equals unpatched mlx-lm bit for bit, whatever is kept."""
 
 import json
+import threading
 
 import mlx.core as mx
 import pytest
@@ -68,8 +69,9 @@ def test_a_planted_fault_is_seen(tmp_path):
     assert not harness.same_bits(run.logits, expected)
 
 
-def test_expressions_of_sanitize_are_streamed(tmp_path):
-    """Experts that lie one by one in the files are stacked by sanitize()."""
+@pytest.fixture
+def unstacked(tmp_path):
+    """Experts that lie one by one in the files: sanitize() stacks them."""
     tiny_models.write("qwen3_moe", tmp_path)
     file = next(tmp_path.glob("*.safetensors"))
     weights = {}
@@ -83,11 +85,29 @@ def test_expressions_of_sanitize_are_streamed(tmp_path):
     file.unlink()
     mx.save_safetensors(str(file), weights)
     (tmp_path / "model.safetensors.index.json").unlink()
-    expected = harness.reference(tmp_path)
+    return tmp_path
+
+
+def test_expressions_of_sanitize_are_streamed(unstacked):
+    expected = harness.reference(unstacked)
     for share in harness.SHARES:
-        run = harness.run(tmp_path, share, kernels="stock")
+        run = harness.run(unstacked, share, kernels="stock")
         assert harness.same_bits(run.logits, expected)
         assert run.stats["weight_arrays_bytes"] == 0
+    near = harness.run(unstacked, 0.0, kernels="fast")
+    assert harness.relative_error(near.logits, harness.reference_float32(unstacked)) < 1e-3
+
+
+def test_other_threads_may_run_the_model(unstacked):
+    expected = harness.reference(unstacked)
+    found = []
+    with FlashManager(FlashConfig(kernels="stock")) as manager:
+        model, _ = manager.load(unstacked)
+        for _ in range(2):
+            thread = threading.Thread(target=lambda: found.append(harness.logits(model)))
+            thread.start()
+            thread.join()
+    assert [harness.same_bits(logits, expected) for logits in found] == [True, True]
 
 
 def test_loading_reads_no_weights(tmp_path):
