@@ -35,7 +35,9 @@ def logits(model: nn.Module, prompt: list[int] = PROMPT, steps: list[int] = STEP
     for token in steps:
         out.append(model(mx.array([[token]]), cache=cache))
         mx.eval(out[-1])
-    return mx.concatenate(out, axis=1)
+    together = mx.concatenate(out, axis=1)
+    mx.eval(together)
+    return together
 
 
 def reference(folder: Path) -> mx.array:
