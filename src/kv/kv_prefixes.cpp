@@ -170,11 +170,11 @@ KvPrefixes::Match KvPrefixes::match_plain(std::span<const int32_t> tokens) {
                    });
   for (const Candidate& candidate : candidates) {
     Match match;
-    match.path.assign(path.begin(),
-                      path.begin() + static_cast<ptrdiff_t>(candidate.depth));
-    match.path.push_back(candidate.node);
+    match.path_.assign(path.begin(),
+                       path.begin() + static_cast<ptrdiff_t>(candidate.depth));
+    match.path_.push_back(candidate.node);
     match.length = match.saved = candidate.length;
-    if (!whole(match.path, match.length)) continue;
+    if (!whole(match.path_, match.length)) continue;
     count(match);
     return match;
   }
@@ -199,7 +199,7 @@ KvPrefixes::Match KvPrefixes::match_snapshot(std::span<const int32_t> tokens) {
       }
       path.push_back(node);
       if (whole(path, begin + n)) {
-        best.path = path;
+        best.path_ = path;
         best.length = begin + n;
         best.saved = saved;
       }
@@ -243,7 +243,7 @@ bool KvPrefixes::keeps(const KvVersion& version, size_t saved) const {
 }
 
 void KvPrefixes::count(Match& match) const {
-  for (const Node* node : match.path) {
+  for (const Node* node : match.path_) {
     for (const KvShelf::Item& item : node->items) {
       const KvVersion& v = item.version;
       if (!keeps(v, match.saved)) continue;
@@ -255,10 +255,10 @@ void KvPrefixes::count(Match& match) const {
 
 Status KvPrefixes::adopt(const Match& match, KvCache& cache) {
   ++clock_;
-  for (Node* node : match.path) touch(*node);
+  for (Node* node : match.path_) touch(*node);
   const size_t old_blocks = kv_old_blocks(match.saved);
   Status status;
-  for (const Node* node : match.path) {
+  for (const Node* node : match.path_) {
     for (const KvShelf::Item& item : node->items) {
       KvVersion version = item.version;
       if (!keeps(version, match.saved)) continue;

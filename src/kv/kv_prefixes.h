@@ -55,7 +55,7 @@ class KvPrefixes {
 
    private:
     friend class KvPrefixes;
-    std::vector<Node*> path;
+    std::vector<Node*> path_;
   };
   // The longest there is for `tokens`. Valid until the next keep() or clear().
   Match find(std::span<const int32_t> tokens);
