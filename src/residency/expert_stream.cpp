@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+#include "residency/expert_stream.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <utility>
+
+#include "residency/expert_cache.h"
+
+namespace mlx_flash {
+namespace {
+
+class ExpertStreamImpl final : public ExpertStream {
+ public:
+  ExpertStreamImpl(const ExpertSchedule& schedule,
+                   ReadQueue& queue,
+                   std::span<const File> files,
+                   ExpertSlots slots)
+      : schedule_(schedule),
+        queue_(queue),
+        cache_(schedule, files, std::move(slots)) {}
+
+  ~ExpertStreamImpl() override {
+    cache_.end();
+    cache_.cancel_all();
+    settle();
+    cache_.clear();
+  }
+
+  Status begin(uint32_t layer,
+               std::span<const uint32_t> experts,
+               std::span<const uint32_t> rows) override {
+    reap(false);
+    cache_.begin(layer, experts, rows);
+    pump();
+    return Status();
+  }
+
+  Result<const Piece*> next() override {
+    reap(false);
+    Status status;
+    bool forced = false;
+    for (;;) {
+      const ExpertCache::Answer answer = cache_.next(&piece_, &status);
+      if (answer != ExpertCache::Answer::kFailed) pump();
+      switch (answer) {
+        case ExpertCache::Answer::kPiece:
+          return &piece_;
+        case ExpertCache::Answer::kDone:
+          return static_cast<const Piece*>(nullptr);
+        case ExpertCache::Answer::kFailed:
+          return status;
+        case ExpertCache::Answer::kWait:
+          break;
+      }
+      const double since = queue_.now();
+      const bool came = reap(true);
+      wait_seconds_ += queue_.now() - since;
+      if (came) {
+        forced = false;
+      } else if (cache_.reads_under_way() == 0) {
+        if (forced) return no_room();
+        forced = true;
+        cache_.force();
+      }
+    }
+  }
+
+  void release() override {
+    cache_.release();
+    reap(false);
+    pump();
+  }
+
+  void end() override {
+    cache_.end();
+    reap(false);
+    pump();
+  }
+
+  void look_ahead(uint32_t layer, std::span<const uint32_t> experts) override {
+    cache_.look_ahead(layer, experts);
+    pump();
+  }
+
+  void set_budget(uint64_t bytes) override {
+    reap(false);
+    cache_.set_budget(bytes);
+    if (cache_.settled()) return;
+    cache_.cancel_all();
+    settle();
+  }
+
+  ExpertFrequency::State learnt() const override {
+    return cache_.frequency().state();
+  }
+  bool restore(const ExpertFrequency::State& state) override {
+    return cache_.frequency().restore(state);
+  }
+
+  Stats stats() const override {
+    Stats stats = cache_.stats();
+    stats.wait_seconds = wait_seconds_;
+    stats.resident_bytes = cache_.committed_bytes();
+    return stats;
+  }
+
+  void check_invariants() const override { cache_.check_invariants(); }
+
+ private:
+  Status no_room() const {
+    return exhausted(
+        fmt::format("{} bytes for experts do not hold a piece of {}",
+                    cache_.budget_bytes(),
+                    schedule_.home_bytes_max()));
+  }
+
+  // Carries out what the cache has decided.
+  void pump() {
+    while (ExpertCache::Read* read = cache_.next_cancel()) {
+      for (uint32_t i = 0; i < read->count; ++i) {
+        queue_.cancel(read->requests[i]);
+      }
+    }
+    while (ExpertCache::Read* read = cache_.next_promotion()) {
+      for (uint32_t i = 0; i < read->count; ++i) {
+        queue_.promote(read->requests[i], ReadClass::kNeededNow);
+      }
+    }
+    while (ExpertCache::Read* read = cache_.next_read()) {
+      for (uint32_t i = 0; i < read->count; ++i) {
+        queue_.submit(channel_, read->requests[i]);
+      }
+    }
+  }
+
+  // Takes in finished reads; false if none came and none is under way.
+  bool reap(bool block) {
+    std::array<ReadRequest*, 32> done;
+    for (;;) {
+      const size_t n = queue_.wait(channel_, done, block);
+      for (size_t i = 0; i < n; ++i) cache_.on_completion(*done[i]);
+      if (block || n < done.size()) return n > 0;
+    }
+  }
+
+  // Until nothing is under way.
+  void settle() {
+    pump();
+    while (cache_.reads_under_way() > 0) reap(true);
+  }
+
+  const ExpertSchedule& schedule_;
+  ReadQueue& queue_;
+  ReadChannel channel_;
+  ExpertCache cache_;
+  Piece piece_;
+  double wait_seconds_ = 0;
+};
+
+}  // namespace
+
+uint64_t ExpertStream::address_bytes(const ExpertSchedule& schedule,
+                                     uint64_t page_bytes) {
+  return ExpertSlots::address_bytes(schedule, page_bytes);
+}
+
+Result<std::unique_ptr<ExpertStream>> ExpertStream::create(
+    const ExpertSchedule& schedule,
+    uint64_t budget_bytes,
+    Arena& arena,
+    ReadQueue& queue,
+    std::span<const File> files) {
+  FLASH_RETURN_IF_ERROR(schedule.check_files(files));
+  FLASH_ASSIGN_OR_RETURN(ExpertSlots slots,
+                         ExpertSlots::create(schedule, arena, budget_bytes));
+  return std::unique_ptr<ExpertStream>(std::make_unique<ExpertStreamImpl>(
+      schedule, queue, files, std::move(slots)));
+}
+
+}  // namespace mlx_flash
