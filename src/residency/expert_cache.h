@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The logic of ExpertStream as a thread-free state machine: which pieces are in
-// memory, which go, what is read next. It never reads, waits or asks the time;
-// the shell (expert_stream.cpp) or a simulator carries its decisions out:
+// The logic of CachedExperts as a thread-free state machine: which pieces are
+// in memory, which go, what is read next. It never reads, waits or asks the
+// time; the shell (cached_experts.cpp) or a simulator carries its decisions
+// out:
 //
 //   next(&piece, &status)         until it is not kWait; after each change
 //   next_read(), next_cancel(),   until null: submit, cancel, promote what
@@ -25,10 +26,10 @@
 #include <vector>
 
 #include "io/read_queue.h"
+#include "residency/cached_experts.h"
 #include "residency/expert_frequency.h"
 #include "residency/expert_schedule.h"
 #include "residency/expert_slots.h"
-#include "residency/expert_stream.h"
 
 namespace mlx_flash {
 
@@ -91,7 +92,7 @@ class ExpertCache {
 
   uint64_t budget_bytes() const { return slots_.budget_bytes(); }
   uint64_t committed_bytes() const { return slots_.committed_bytes(); }
-  const ExpertStream::Stats& stats() const { return stats_; }
+  const CachedExperts::Stats& stats() const { return stats_; }
   ExpertFrequency& frequency() { return frequency_; }
   const ExpertFrequency& frequency() const { return frequency_; }
   bool resident(SlabId slab) const;  // all of it
@@ -184,7 +185,7 @@ class ExpertCache {
   std::vector<SlabId> ahead_read_;  // slabs with pieces that are `ahead`
 
   ExpertPieceLayout layout_;  // scratch
-  ExpertStream::Stats stats_;
+  CachedExperts::Stats stats_;
 };
 
 }  // namespace mlx_flash

@@ -20,21 +20,15 @@
 // Pieces of one expert come in order; those of different experts may alternate.
 // The consumer holds at most one piece at a time.
 //
-// Thread-compatible: one consumer. The logic is a thread-free state machine
-// (expert_cache.h); the shell submits to and reaps from the one ReadQueue.
+// Thread-compatible: one consumer. What ordinary runs use is CachedExperts.
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 
 #include "base/status.h"
-#include "io/read_queue.h"
-#include "residency/arena.h"
-#include "residency/expert_frequency.h"
 #include "residency/expert_layer.h"
-#include "residency/expert_schedule.h"
 
 namespace mlx_flash {
 
@@ -54,25 +48,6 @@ class ExpertStream {
     std::array<Rows, kExpertMatricesMax> rows;
     uint32_t rows_count = 0;
     bool last = false;  // of this expert
-  };
-
-  struct Stats {
-    uint64_t rounds = 0;
-    // Pieces that rounds needed, and those of them that were in memory when
-    // the round began; their wanted bytes.
-    uint64_t pieces = 0;
-    uint64_t hits = 0;
-    uint64_t bytes = 0;
-    uint64_t hit_bytes = 0;
-    uint64_t evictions = 0;
-    uint64_t bytes_read = 0;  // by finished reads, slack included
-    // Of bytes_read: by look-ahead, and what of it was used by the round that
-    // it was for, and what was not.
-    uint64_t ahead_bytes = 0;
-    uint64_t ahead_used_bytes = 0;
-    uint64_t ahead_wasted_bytes = 0;
-    uint64_t resident_bytes = 0;  // now: committed memory
-    double wait_seconds = 0;      // next() spent waiting for the disk
   };
 
   virtual ~ExpertStream() = default;
@@ -96,32 +71,6 @@ class ExpertStream {
   // gate finds that it pays. Never waits, never fails.
   virtual void look_ahead(uint32_t layer,
                           std::span<const uint32_t> experts) = 0;
-
-  // Address space an Arena needs: every piece in memory.
-  static uint64_t address_bytes(const ExpertSchedule& schedule,
-                                uint64_t page_bytes);
-
-  // `files` by index of MatrixPart::file. All arguments outlive the stream,
-  // which takes memory from `arena` as experts come, up to `budget_bytes`.
-  static Result<std::unique_ptr<ExpertStream>> create(
-      const ExpertSchedule& schedule,
-      uint64_t budget_bytes,
-      Arena& arena,
-      ReadQueue& queue,
-      std::span<const File> files);
-
-  // Moves the share while running: what does not fit is given back before it
-  // returns. REQUIRES: no round is open.
-  virtual void set_budget(uint64_t bytes) = 0;
-
-  // What a later run goes on with (expert_frequency.h).
-  virtual ExpertFrequency::State learnt() const = 0;
-  virtual bool restore(const ExpertFrequency::State& state) = 0;
-
-  virtual Stats stats() const = 0;
-
-  // For tests: stops the process if the bookkeeping contradicts itself.
-  virtual void check_invariants() const = 0;
 };
 
 }  // namespace mlx_flash

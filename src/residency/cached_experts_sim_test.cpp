@@ -20,8 +20,8 @@
 
 #include "io/read_queue_sim.h"
 #include "io/testing/faulty_read_queue.h"
+#include "residency/cached_experts.h"
 #include "residency/expert_slots.h"
-#include "residency/expert_stream.h"
 
 namespace mlx_flash {
 namespace {
@@ -126,7 +126,7 @@ class World {
     }
     budget = random_budget();
     arena = std::move(Arena::create(1 << 28, budget)).value();
-    auto made = ExpertStream::create(schedule, budget, *arena, queue, files);
+    auto made = CachedExperts::create(schedule, budget, *arena, queue, files);
     EXPECT_TRUE(made.ok()) << made.status().message();
     stream = std::move(made).value();
   }
@@ -271,7 +271,7 @@ class World {
   uint64_t piece_bytes = 0;
   uint64_t budget = 0;
   std::unique_ptr<Arena> arena;
-  std::unique_ptr<ExpertStream> stream;
+  std::unique_ptr<CachedExperts> stream;
   // By expert: the matrix and row that come next.
   std::map<uint32_t, std::pair<uint32_t, uint64_t>> progress;
   uint64_t errors = 0;
@@ -325,7 +325,7 @@ uint64_t run_story(uint64_t seed, bool faults, Seen* seen = nullptr) {
     EXPECT_EQ(world.errors, 0u);
   }
   if (seen != nullptr) {
-    const ExpertStream::Stats stats = world.stream->stats();
+    const CachedExperts::Stats stats = world.stream->stats();
     seen->hits += stats.hits;
     seen->misses += stats.pieces - stats.hits;
     seen->evictions += stats.evictions;
@@ -337,7 +337,7 @@ uint64_t run_story(uint64_t seed, bool faults, Seen* seen = nullptr) {
   return world.queue.trace_hash();
 }
 
-TEST(ExpertStreamSim, AnyRoutingGetsTheRightBytesWithinTheBudget) {
+TEST(CachedExpertsSim, AnyRoutingGetsTheRightBytesWithinTheBudget) {
   Seen seen;
   for_seeds(600, [&](uint64_t seed) { run_story(seed, false, &seen); });
   EXPECT_GT(seen.hits, 0u);
@@ -346,11 +346,11 @@ TEST(ExpertStreamSim, AnyRoutingGetsTheRightBytesWithinTheBudget) {
   EXPECT_GT(seen.cut, 0u);
 }
 
-TEST(ExpertStreamSim, FaultsChangeNothingButTheErrorsOfExpertsInNeed) {
+TEST(CachedExpertsSim, FaultsChangeNothingButTheErrorsOfExpertsInNeed) {
   for_seeds(600, [](uint64_t seed) { run_story(seed, true); });
 }
 
-TEST(ExpertStreamSim, SameSeedGivesTheSameTrace) {
+TEST(CachedExpertsSim, SameSeedGivesTheSameTrace) {
   for_seeds(20, [](uint64_t seed) {
     const uint64_t first = run_story(seed, true);
     EXPECT_EQ(first, run_story(seed, true));

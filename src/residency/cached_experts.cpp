@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "residency/expert_stream.h"
+#include "residency/cached_experts.h"
 
 #include <fmt/format.h>
 
@@ -11,17 +11,17 @@
 namespace mlx_flash {
 namespace {
 
-class ExpertStreamImpl final : public ExpertStream {
+class CachedExpertsImpl final : public CachedExperts {
  public:
-  ExpertStreamImpl(const ExpertSchedule& schedule,
-                   ReadQueue& queue,
-                   std::span<const File> files,
-                   ExpertSlots slots)
+  CachedExpertsImpl(const ExpertSchedule& schedule,
+                    ReadQueue& queue,
+                    std::span<const File> files,
+                    ExpertSlots slots)
       : schedule_(schedule),
         queue_(queue),
         cache_(schedule, files, std::move(slots)) {}
 
-  ~ExpertStreamImpl() override {
+  ~CachedExpertsImpl() override {
     cache_.end();
     cache_.cancel_all();
     settle();
@@ -161,12 +161,12 @@ class ExpertStreamImpl final : public ExpertStream {
 
 }  // namespace
 
-uint64_t ExpertStream::address_bytes(const ExpertSchedule& schedule,
-                                     uint64_t page_bytes) {
+uint64_t CachedExperts::address_bytes(const ExpertSchedule& schedule,
+                                      uint64_t page_bytes) {
   return ExpertSlots::address_bytes(schedule, page_bytes);
 }
 
-Result<std::unique_ptr<ExpertStream>> ExpertStream::create(
+Result<std::unique_ptr<CachedExperts>> CachedExperts::create(
     const ExpertSchedule& schedule,
     uint64_t budget_bytes,
     Arena& arena,
@@ -175,7 +175,7 @@ Result<std::unique_ptr<ExpertStream>> ExpertStream::create(
   FLASH_RETURN_IF_ERROR(schedule.check_files(files));
   FLASH_ASSIGN_OR_RETURN(ExpertSlots slots,
                          ExpertSlots::create(schedule, arena, budget_bytes));
-  return std::unique_ptr<ExpertStream>(std::make_unique<ExpertStreamImpl>(
+  return std::unique_ptr<CachedExperts>(std::make_unique<CachedExpertsImpl>(
       schedule, queue, files, std::move(slots)));
 }
 
