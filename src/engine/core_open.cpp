@@ -168,6 +168,7 @@ Status Core::load(const Config& config) {
   nn::WeightStore store(*checkpoint_, files_, context_.stock);
   FLASH_ASSIGN_OR_RETURN(model_, models::Decoder::build(model_config, store));
   matrices_ = store.take_matrices();
+  expert_layers_ = store.take_expert_layers();
   weights_bytes_ = store.weights_bytes();
   Result<std::unique_ptr<Text>> text = Text::open(config.model);
   // Weights without a tokenizer can still be run by ids.
@@ -221,8 +222,12 @@ Status Core::make_plan(const Hooks& hooks) {
     if (!hooks.runtime_bytes) runtime_slack_bytes_ = kRuntimeSlackBytes;
   }
   const auto plan_with = [&](const Limits& limits) {
-    return plan_model(
-        matrices_, alignment_, config_.tile_bytes, costs_, limits);
+    return plan_model(matrices_,
+                      alignment_,
+                      config_.tile_bytes,
+                      costs_,
+                      limits,
+                      expert_layers_);
   };
   Limits wanted = limits(ram, runtime_bytes_);
   const uint64_t chunk =
@@ -243,6 +248,7 @@ Status Core::make_plan(const Hooks& hooks) {
   }
   if (!planned.ok()) return planned.status().at(config_.model);
   schedule_ = std::make_unique<Schedule>(std::move(planned->schedule));
+  expert_schedule_ = std::move(planned->experts);
   plan_ = std::move(planned->plan);
   return Status();
 }
@@ -259,6 +265,9 @@ Status Core::start(const Hooks& hooks) {
   const uint64_t addresses =
       TileStream::address_bytes(*schedule_, plan_, system_page) +
       KvPool::address_bytes(layout, blocks) +
+      (expert_schedule_
+           ? CachedExperts::address_bytes(*expert_schedule_, system_page)
+           : 0) +
       (kKvRing + 1) * (layout.old_stride() + 2 * kKvAlignment) +
       4 * system_page;
   if (stock()) stock_kv_bytes_ = plan_.kv_bytes;
@@ -267,9 +276,20 @@ Status Core::start(const Hooks& hooks) {
   if (!stock()) {
     FLASH_ASSIGN_OR_RETURN(kv_pool_, KvPool::create(*arena_, layout, blocks));
   }
-  pin_bytes_ = plan_.pinned_slot_bytes;
   FLASH_RETURN_IF_ERROR(open_kv_file(layout, hooks));
+  FLASH_RETURN_IF_ERROR(start_streams(hooks));
+  if (stock()) {
+    context_.reserve_scratch(
+        1, 1, pool_->threads(), kernels::matmul_scratch_bytes());
+  } else {
+    reserve_scratch(kDecodeRows);
+  }
+  watch_memory(hooks);
+  return Status();
+}
 
+// Everything that reads from disk.
+Status Core::start_streams(const Hooks& hooks) {
   ReadQueueOptions options;
   if (config_.queue_depth > 0) options.depth = config_.queue_depth;
   options.bytes_per_s = config_.disk_limit_bytes_per_s;
@@ -295,6 +315,20 @@ Status Core::start(const Hooks& hooks) {
                         alignment_,
                         files_,
                         *queue_));
+  if (expert_schedule_) {
+    FLASH_ASSIGN_OR_RETURN(
+        experts_,
+        CachedExperts::create(
+            *expert_schedule_, plan_.expert_bytes, *arena_, *queue_, files_));
+    context_.expert_layers = expert_layers_;
+    context_.experts = experts_.get();
+  }
+  weights_.emplace(plan_,
+                   arena_->page_bytes(),
+                   *schedule_,
+                   *tiles_,
+                   expert_schedule_ ? &*expert_schedule_ : nullptr,
+                   experts_.get());
   if (kv_file_) {
     FLASH_ASSIGN_OR_RETURN(kv_reader_,
                            KvReader::create(*arena_, *queue_, *kv_file_));
@@ -302,13 +336,6 @@ Status Core::start(const Hooks& hooks) {
   }
   context_.tiles = tiles_.get();
   context_.rows = rows_.get();
-  if (stock()) {
-    context_.reserve_scratch(
-        1, 1, pool_->threads(), kernels::matmul_scratch_bytes());
-  } else {
-    reserve_scratch(kDecodeRows);
-  }
-  watch_memory(hooks);
   return Status();
 }
 

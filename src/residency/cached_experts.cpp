@@ -102,9 +102,10 @@ class CachedExpertsImpl final : public CachedExperts {
   Stats stats() const override {
     Stats stats = cache_.stats();
     stats.wait_seconds = wait_seconds_;
-    stats.resident_bytes = cache_.committed_bytes();
     return stats;
   }
+
+  uint64_t resident_bytes() const override { return cache_.committed_bytes(); }
 
   void check_invariants() const override { cache_.check_invariants(); }
 

@@ -41,8 +41,7 @@ class CachedExperts : public ExpertStream {
     uint64_t ahead_bytes = 0;
     uint64_t ahead_used_bytes = 0;
     uint64_t ahead_wasted_bytes = 0;
-    uint64_t resident_bytes = 0;  // now: committed memory
-    double wait_seconds = 0;      // next() spent waiting for the disk
+    double wait_seconds = 0;  // next() spent waiting for the disk
   };
 
   // Address space an Arena needs: every piece in memory.
@@ -66,6 +65,8 @@ class CachedExperts : public ExpertStream {
   virtual ExpertFrequency::State learnt() const = 0;
   virtual bool restore(const ExpertFrequency::State& state) = 0;
 
+  // Memory taken now.
+  virtual uint64_t resident_bytes() const = 0;
   virtual Stats stats() const = 0;
 
   // For tests: stops the process if the bookkeeping contradicts itself.

@@ -247,8 +247,8 @@ class World {
   }
 
   void predict(uint32_t layer) {
-    const auto layers = static_cast<uint32_t>(schedule.layers().size());
-    const uint32_t next = (layer + 1) % layers;
+    const auto count = static_cast<uint32_t>(schedule.layers().size());
+    const uint32_t next = (layer + 1) % count;
     stream->look_ahead(next, choose(next));
     check();
   }
@@ -264,6 +264,7 @@ class World {
 
   Dice dice;
   std::array<uint64_t, 2> sizes = {};
+  std::vector<ExpertLayer> layers;
   ExpertSchedule schedule;
   std::vector<File> files;
   SimReadQueue queue;
@@ -278,10 +279,9 @@ class World {
 
  private:
   ExpertSchedule make_schedule() {
-    auto layers = random_layers(dice, sizes);
+    layers = random_layers(dice, sizes);
     EXPECT_TRUE(ExpertSchedule::check(layers).ok());
-    return ExpertSchedule(
-        std::move(layers), dice.between(100, 60000), kAlignment);
+    return ExpertSchedule(layers, dice.between(100, 60000), kAlignment);
   }
 };
 

@@ -78,10 +78,10 @@ Status ExpertSchedule::check(std::span<const ExpertLayer> layers) {
   return Status();
 }
 
-ExpertSchedule::ExpertSchedule(std::vector<ExpertLayer> layers,
+ExpertSchedule::ExpertSchedule(std::span<const ExpertLayer> layers,
                                uint64_t piece_bytes_max,
                                uint64_t alignment)
-    : layers_(std::move(layers)), alignment_(alignment) {
+    : layers_(layers), alignment_(alignment) {
   for (uint32_t i = 0; i < layers_.size(); ++i) {
     const ExpertLayer& layer = layers_[i];
     Shape& shape = shapes_.emplace_back();

@@ -69,8 +69,8 @@ class ExpertSchedule {
  public:
   // `piece_bytes_max`: wanted bytes of a piece, at most about that (at least
   // one row). `alignment`: a power of two, what direct reads need.
-  // REQUIRES: check() of the layers was ok.
-  ExpertSchedule(std::vector<ExpertLayer> layers,
+  // `layers` outlive the schedule. REQUIRES: check() of them was ok.
+  ExpertSchedule(std::span<const ExpertLayer> layers,
                  uint64_t piece_bytes_max,
                  uint64_t alignment);
 
@@ -79,7 +79,7 @@ class ExpertSchedule {
   // Fails if a part reaches past the end of its file.
   Status check_files(std::span<const File> files) const;
 
-  const std::vector<ExpertLayer>& layers() const { return layers_; }
+  std::span<const ExpertLayer> layers() const { return layers_; }
   uint64_t alignment() const { return alignment_; }
 
   uint32_t slabs() const { return slab_count_; }
@@ -145,7 +145,7 @@ class ExpertSchedule {
   void measure_cuts();
   void make_classes();
 
-  std::vector<ExpertLayer> layers_;
+  std::span<const ExpertLayer> layers_;
   std::vector<Shape> shapes_;  // by layer
   std::vector<uint32_t> slab_layer_;
   std::vector<uint64_t> class_bytes_;
