@@ -16,7 +16,7 @@ constexpr uint32_t kAnyClass = UINT32_MAX;
 
 // A resident is worth its chance of use in each of about this many tokens to
 // come, and in the rest of this one if its layer is still ahead.
-constexpr float kHorizonTokens = 2;
+constexpr float kHorizonTokens = 1;
 
 // The window: enough reads for the disk, a small share of the budget.
 constexpr uint64_t kWindowBytes = uint64_t{16} << 20;

@@ -12,7 +12,7 @@ namespace {
 // Before anything is known the count of 150 tokens is the score. It weighs as
 // much as this sum of squares, so that a small model's noise moves it little.
 constexpr std::array<double, ExpertFrequency::kHalfLives> kPrior = {0, 0, 1, 0};
-constexpr double kPriorWeight = 100;
+constexpr double kPriorWeight = 1000;
 
 constexpr uint32_t kLearnTokens = 8;   // between two fits
 constexpr double kLearnMemory = 0.98;  // of the sums, for each fit

@@ -15,7 +15,7 @@
 namespace mlx_flash::testing {
 namespace {
 
-constexpr uint64_t kSlabBytes = 64 << 10;
+constexpr uint64_t kSlabBytes = 2 << 20;
 constexpr size_t kTraceBytesMax = size_t{1} << 30;
 
 // One budget of whole slabs; `Policy` ranks residents and the newcomer: the
@@ -251,7 +251,7 @@ double cache_hit_rate(const RouterTrace& trace,
   const ExpertSchedule schedule(layers, kSlabBytes, 4096);
   std::vector<File> files;
   files.push_back(File::described("trace", trace.slabs() * kSlabBytes, 4096));
-  const uint64_t budget = capacity * kSlabBytes;
+  const uint64_t budget = (uint64_t{capacity} + 1) * kSlabBytes;
   const uint64_t addresses =
       ExpertSlots::address_bytes(schedule, Arena::system_page_bytes());
   auto arena = Arena::create(addresses, budget);

@@ -54,7 +54,8 @@ double lfu_hit_rate(const RouterTrace& trace,
                     uint32_t capacity,
                     uint32_t warm,
                     double half_life);
-// The ExpertCache of ordinary runs, with reads that take no time.
+// The ExpertCache of ordinary runs, with reads that take no time. It has one
+// place more: what is used and not kept lies somewhere, too.
 double cache_hit_rate(const RouterTrace& trace,
                       uint32_t capacity,
                       uint32_t warm);
