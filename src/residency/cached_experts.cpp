@@ -16,9 +16,11 @@ class CachedExpertsImpl final : public CachedExperts {
   CachedExpertsImpl(const ExpertSchedule& schedule,
                     ReadQueue& queue,
                     std::span<const File> files,
-                    ExpertSlots slots)
+                    ExpertSlots slots,
+                    LookAhead look_ahead)
       : schedule_(schedule),
         queue_(queue),
+        look_ahead_(look_ahead),
         cache_(schedule, files, std::move(slots)) {}
 
   ~CachedExpertsImpl() override {
@@ -32,6 +34,7 @@ class CachedExpertsImpl final : public CachedExperts {
                std::span<const uint32_t> experts,
                std::span<const uint32_t> rows) override {
     reap(false);
+    step_pass(layer, rows);
     cache_.begin(layer, experts, rows);
     pump();
     return Status();
@@ -77,9 +80,14 @@ class CachedExpertsImpl final : public CachedExperts {
     cache_.end();
     reap(false);
     pump();
+    pass_end_ = queue_.now();
   }
 
   void look_ahead(uint32_t layer, std::span<const uint32_t> experts) override {
+    if (look_ahead_ == LookAhead::kNever || !one_token_ ||
+        (look_ahead_ == LookAhead::kGate && !gate_.open())) {
+      return;
+    }
     cache_.look_ahead(layer, experts);
     pump();
   }
@@ -102,6 +110,7 @@ class CachedExpertsImpl final : public CachedExperts {
   Stats stats() const override {
     Stats stats = cache_.stats();
     stats.wait_seconds = wait_seconds_;
+    stats.gate = gate_.stats();
     return stats;
   }
 
@@ -115,6 +124,33 @@ class CachedExpertsImpl final : public CachedExperts {
         fmt::format("{} bytes for experts do not hold a piece of {}",
                     cache_.budget_bytes(),
                     schedule_.home_bytes_max()));
+  }
+
+  // A layer that is not behind the last one begins another pass. The gate hears
+  // of those of one token in which every layer had its turn.
+  void step_pass(uint32_t layer, std::span<const uint32_t> rows) {
+    uint64_t uses = 0;
+    for (const uint32_t n : rows) uses += n;
+    const bool one = uses <= schedule_.layers()[layer].active;
+    if (layer > layer_ && rounds_ > 0) {
+      one_token_ = one_token_ && one;
+    } else {
+      if (one_token_ && rounds_ == schedule_.layers().size()) {
+        const Stats now = cache_.stats();
+        const uint64_t bytes = needed_bytes(now) - needed_bytes(pass_stats_);
+        gate_.end_pass(pass_end_ - pass_begin_, bytes);
+      }
+      pass_begin_ = queue_.now();
+      pass_stats_ = cache_.stats();
+      rounds_ = 0;
+      one_token_ = one;
+    }
+    ++rounds_;
+    layer_ = layer;
+  }
+
+  static uint64_t needed_bytes(const Stats& stats) {
+    return stats.bytes - stats.hit_bytes + stats.ahead_used_bytes;
   }
 
   // Carries out what the cache has decided.
@@ -154,8 +190,17 @@ class CachedExpertsImpl final : public CachedExperts {
 
   const ExpertSchedule& schedule_;
   ReadQueue& queue_;
+  const LookAhead look_ahead_;
   ReadChannel channel_;
   ExpertCache cache_;
+  LookAheadGate gate_;
+  // The pass under way.
+  Stats pass_stats_;  // when it began
+  double pass_begin_ = 0;
+  double pass_end_ = 0;  // of its last round so far
+  uint32_t layer_ = 0;
+  size_t rounds_ = 0;
+  bool one_token_ = false;
   Piece piece_;
   double wait_seconds_ = 0;
 };
@@ -172,12 +217,13 @@ Result<std::unique_ptr<CachedExperts>> CachedExperts::create(
     uint64_t budget_bytes,
     Arena& arena,
     ReadQueue& queue,
-    std::span<const File> files) {
+    std::span<const File> files,
+    LookAhead look_ahead) {
   FLASH_RETURN_IF_ERROR(schedule.check_files(files));
   FLASH_ASSIGN_OR_RETURN(ExpertSlots slots,
                          ExpertSlots::create(schedule, arena, budget_bytes));
   return std::unique_ptr<CachedExperts>(std::make_unique<CachedExpertsImpl>(
-      schedule, queue, files, std::move(slots)));
+      schedule, queue, files, std::move(slots), look_ahead));
 }
 
 }  // namespace mlx_flash

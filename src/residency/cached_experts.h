@@ -21,6 +21,7 @@
 #include "residency/expert_frequency.h"
 #include "residency/expert_schedule.h"
 #include "residency/expert_stream.h"
+#include "residency/look_ahead_gate.h"
 
 namespace mlx_flash {
 
@@ -42,7 +43,10 @@ class CachedExperts : public ExpertStream {
     uint64_t ahead_used_bytes = 0;
     uint64_t ahead_wasted_bytes = 0;
     double wait_seconds = 0;  // next() spent waiting for the disk
+    LookAheadGate::Stats gate;
   };
+
+  enum class LookAhead : uint8_t { kGate, kAlways, kNever };
 
   // Address space an Arena needs: every piece in memory.
   static uint64_t address_bytes(const ExpertSchedule& schedule,
@@ -55,7 +59,8 @@ class CachedExperts : public ExpertStream {
       uint64_t budget_bytes,
       Arena& arena,
       ReadQueue& queue,
-      std::span<const File> files);
+      std::span<const File> files,
+      LookAhead look_ahead = LookAhead::kGate);
 
   // Moves the share while running: what does not fit is given back before it
   // returns. REQUIRES: no round is open.

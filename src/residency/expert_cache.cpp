@@ -11,6 +11,10 @@
 namespace mlx_flash {
 namespace {
 
+// Pieces: each is several requests, and what is needed waits for those that
+// have started.
+constexpr uint32_t kAheadReadsMax = 2;
+
 constexpr float kNowhere = std::numeric_limits<float>::infinity();
 
 std::vector<ExpertFrequency::Layer> shapes_of(const ExpertSchedule& schedule) {
@@ -82,7 +86,9 @@ void ExpertCache::begin(uint32_t layer,
       if (piece.state == State::kResident) {
         ++stats_.hits;
         stats_.hit_bytes += bytes;
-      } else if (piece.state == State::kReading && !piece.read->promote) {
+      } else if (piece.state == State::kReading && piece.read->ahead) {
+        piece.read->ahead = false;
+        --ahead_under_way_;
         piece.read->promote = true;
         ++changes_;
       }
@@ -227,7 +233,11 @@ void ExpertCache::judge_ahead(uint32_t layer) {
 ExpertCache::Read* ExpertCache::next_read() {
   if (free_reads_.empty()) return nullptr;
   if (layer_ != kNone && unread_ < entries_.size()) return read_needed();
-  return ahead_wanted_.empty() ? nullptr : read_ahead();
+  if (ahead_wanted_.empty() || under_way_ > ahead_under_way_ ||
+      ahead_under_way_ == kAheadReadsMax) {
+    return nullptr;
+  }
+  return read_ahead();
 }
 
 // The first piece, in the order of the round, that is neither in memory nor on
@@ -281,9 +291,9 @@ ExpertCache::Read* ExpertCache::start(SlabId slab,
   read.slab = slab;
   read.index = index;
   read.count = 0;
-  read.cancel = read.cancelled = false;
-  // Nothing to promote in what is as urgent as can be.
-  read.promote = false;
+  read.ahead = read_class == ReadClass::kSpeculative;
+  if (read.ahead) ++ahead_under_way_;
+  read.cancel = read.cancelled = read.promote = false;
   read.status = Status();
   schedule_.layout(slab, index, &layout_);
   std::byte* home = slots_.address(slot);
@@ -321,6 +331,8 @@ void ExpertCache::on_completion(ReadRequest& request) {
   read.cancel = read.promote = false;
   free_reads_.push_back(static_cast<uint32_t>(request.tag));
   --under_way_;
+  if (read.ahead) --ahead_under_way_;
+  read.ahead = false;
   PieceInfo& piece = info(read.slab, read.index);
   piece.read = nullptr;
   if (read.status.ok()) {

@@ -42,6 +42,7 @@ class ExpertCache {
     std::vector<ReadRequest> requests;
     uint32_t count = 0;  // of them used
     uint32_t left = 0;   // not back yet; 0: this record is free
+    bool ahead = false;  // nobody needs it yet
     bool cancel = false;
     bool promote = false;
     bool cancelled = false;  // handed out by next_cancel()
@@ -67,7 +68,7 @@ class ExpertCache {
   bool round_open() const { return layer_ != kNone; }
 
   // What a later layer may need; replaces what was said before. Nothing is read
-  // for it while anything needed is not.
+  // for it while reads that are needed are under way, and little at once.
   void look_ahead(uint32_t layer, std::span<const uint32_t> experts);
   void drop_look_ahead() { ahead_wanted_.clear(); }
 
@@ -164,7 +165,8 @@ class ExpertCache {
   std::vector<Read> reads_;
   std::vector<uint32_t> free_reads_;
   uint32_t under_way_ = 0;
-  uint32_t changes_ = 0;  // reads with cancel or promote set
+  uint32_t ahead_under_way_ = 0;  // of them
+  uint32_t changes_ = 0;          // reads with cancel or promote set
 
   uint32_t layer_ = kNone;  // of the open round
   std::vector<Entry> entries_;

@@ -18,6 +18,10 @@ constexpr uint32_t kAnyClass = UINT32_MAX;
 // come, and in the rest of this one if its layer is still ahead.
 constexpr float kHorizonTokens = 1;
 
+// What an early look at a router is worth: it is right in 70 to 90 % of cases,
+// for one token.
+constexpr float kAheadChance = 0.5f;
+
 // The window: enough reads for the disk, a small share of the budget.
 constexpr uint64_t kWindowBytes = uint64_t{16} << 20;
 constexpr uint64_t kWindowShare = 32;
@@ -29,7 +33,8 @@ constexpr uint64_t kWindowShare = 32;
 uint32_t ExpertCache::place(SlabId slab, uint32_t index, bool ahead) {
   const uint32_t layer = schedule_.layer_of(slab);
   const uint32_t memory_class = schedule_.class_of(layer, index);
-  const float score = frequency_.scores(layer)[schedule_.expert_of(slab)];
+  float score = frequency_.scores(layer)[schedule_.expert_of(slab)];
+  if (ahead) score = std::max(score, kAheadChance);
   for (;;) {
     const uint32_t slot = slots_.take(memory_class);
     if (slot != ExpertSlots::kNone) return slot;
@@ -176,6 +181,7 @@ void ExpertCache::check_invariants() const {
     FLASH_CHECK((rank_[slab] == kNowhere) == (resident == 0));
   }
   FLASH_CHECK(reading == under_way_ && costly == window_);
+  FLASH_CHECK(ahead_under_way_ <= under_way_);
   FLASH_CHECK(under_way_ + free_reads_.size() == reads_.size());
   FLASH_CHECK(memory <= slots_.committed_bytes());
   FLASH_CHECK(!held_ ||
