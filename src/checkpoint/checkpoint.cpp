@@ -223,6 +223,13 @@ Result<Matrix> Checkpoint::matrix(const std::string& path,
   return matrix_at(path, path, {.rows = rows, .cols = cols});
 }
 
+Result<Matrix> Checkpoint::stacked_matrix(const std::string& path,
+                                          uint64_t stack,
+                                          uint64_t rows,
+                                          uint64_t cols) const {
+  return matrix_at(path, path, {stack, rows, cols});
+}
+
 std::vector<uint64_t> Checkpoint::Extent::shape(uint64_t columns) const {
   if (stack == 0) return {rows, columns};
   return {stack, rows, columns};

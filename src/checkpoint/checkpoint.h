@@ -126,6 +126,12 @@ class Checkpoint {
                         uint64_t rows,
                         uint64_t cols) const;
 
+  // The same of a tensor [stack, rows, cols], with all its rows.
+  Result<Matrix> stacked_matrix(const std::string& path,
+                                uint64_t stack,
+                                uint64_t rows,
+                                uint64_t cols) const;
+
   // The same for all experts of a projection, quantised as the stack is.
   Result<ExpertMatrices> experts(const ExpertSource& source) const;
 

@@ -70,6 +70,7 @@ class WeightStore {
               bool stock);
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
+  bool stock() const { return stock_; }
 
   // Declares "<path>.weight" (and its parts) as the next matrix of the pass;
   // reads "<path>.bias" if `bias`.
@@ -79,6 +80,19 @@ class WeightStore {
                         bool bias,
                         RowOrder row_order = RowOrder::kPlain,
                         uint32_t heads = 1);
+
+  // The same of a tensor [stack, rows, cols], as one matrix of all its rows.
+  Result<Linear> stacked(const std::string& path,
+                         uint64_t stack,
+                         uint64_t rows,
+                         uint64_t cols);
+
+  // The same of rows [first, first + rows) of a matrix of `all_rows`.
+  Result<Linear> rows_of(const std::string& path,
+                         uint64_t all_rows,
+                         uint64_t cols,
+                         uint64_t first,
+                         uint64_t rows);
 
   // Declares an embedding that is only read by the row.
   Result<Linear> row_table(const std::string& path,
@@ -108,6 +122,11 @@ class WeightStore {
                          uint64_t rows,
                          uint64_t cols,
                          bool every_pass);
+  // Rows [first, first + rows) of `matrix`.
+  Linear add(const Matrix& matrix,
+             uint64_t first,
+             uint64_t rows,
+             bool every_pass);
   Status add_projection(const ExpertSource& source, ExpertLayer& layer);
 
   const Checkpoint& checkpoint_;

@@ -25,9 +25,12 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
 
 #include "base/status.h"
+#include "io/file.h"
 #include "residency/expert_layer.h"
 
 namespace mlx_flash {
@@ -72,5 +75,11 @@ class ExpertStream {
   virtual void look_ahead(uint32_t layer,
                           std::span<const uint32_t> experts) = 0;
 };
+
+// Puts a stream between `own`, which outlives it, and the compute: for tests.
+using WrapExperts = std::function<std::unique_ptr<ExpertStream>(
+    ExpertStream& own,
+    std::span<const ExpertLayer> layers,
+    std::span<const File> files)>;
 
 }  // namespace mlx_flash
