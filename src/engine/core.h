@@ -52,12 +52,11 @@ class Core {
     // Wraps the queue all weights come through: faults are put there.
     std::function<std::unique_ptr<ReadQueue>(std::unique_ptr<ReadQueue>)>
         wrap_queue;
-    // Instead of what the process holds, so that a budget means the same plan
-    // in every run.
+    // Instead of what the process holds: the same plan in every run.
     std::optional<uint64_t> runtime_bytes;
+    WrapExperts wrap_experts;
     KvFile::WriteFn write_kv;  // instead of pwrite for KV and session files
-    // What the machine allows, instead of asking it. With runtime_bytes set and
-    // without this, the budget stays as it is.
+    // Of what the machine allows; runtime_bytes alone: it is not asked.
     std::function<LiveBudget::Sample()> sample_memory;
     std::function<double()> memory_clock;  // seconds, for sample_memory
   };
@@ -193,6 +192,7 @@ class Core {
   std::unique_ptr<RowReader> rows_;
   std::unique_ptr<CachedExperts> experts_;  // null: the model has none
   std::optional<WeightBudget> weights_;     // KV and activations take from it
+  std::unique_ptr<ExpertStream> wrapped_experts_;  // of tests
   nn::Context context_;
   std::atomic<bool> never_{false};
 };

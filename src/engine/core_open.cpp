@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/cpu.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/size.h"
 #include "engine/core.h"
@@ -93,6 +94,22 @@ PlanSummary summarise(const Plan& plan,
           .tile_bytes = schedule.tile_bytes_max()};
 }
 
+// --moe-top-k.
+Status choose_experts(const Config& config, models::DecoderConfig& model) {
+  if (config.moe_top_k == 0) return Status();
+  const uint32_t own = model.moe.routing.top_k;
+  FLASH_RETURN_IF_ERROR(
+      models::set_top_k(model, config.moe_top_k).at(config.model));
+  if (config.moe_top_k != own) {
+    log_warning(
+        fmt::format("a token uses {} experts instead of {}: other "
+                    "answers than the model's own",
+                    config.moe_top_k,
+                    own));
+  }
+  return Status();
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Core>> Core::open(const Config& config,
@@ -157,8 +174,10 @@ Status Core::load(const Config& config) {
 
   FLASH_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(config.model));
   checkpoint_ = std::make_unique<Checkpoint>(std::move(checkpoint));
-  FLASH_ASSIGN_OR_RETURN(const models::DecoderConfig model_config,
+  FLASH_ASSIGN_OR_RETURN(models::DecoderConfig model_config,
                          models::read_config(*checkpoint_));
+  FLASH_RETURN_IF_ERROR(choose_experts(config, model_config));
+  context_.look_ahead = config.moe_look_ahead;
   model_type_ = checkpoint_->config()["model_type"].get<std::string>();
   for (const std::string& path : checkpoint_->files()) {
     FLASH_ASSIGN_OR_RETURN(File file, File::open(path, File::Mode::kDirect));
@@ -336,6 +355,10 @@ Status Core::start_streams(const Hooks& hooks) {
   }
   context_.tiles = tiles_.get();
   context_.rows = rows_.get();
+  if (experts_ && hooks.wrap_experts) {
+    wrapped_experts_ = hooks.wrap_experts(*experts_, expert_layers_, files_);
+    context_.experts = wrapped_experts_.get();
+  }
   return Status();
 }
 
