@@ -59,6 +59,13 @@ struct Config {
 
   int threads = 0;  // compute threads; 0: one for each core
 
+  // Experts of a mixture that a token uses, fewer or more than the model was
+  // made for: other answers. 0: the model's own number.
+  uint32_t moe_top_k = 0;
+  // Whether a layer's router is asked early, so that its experts can be read
+  // ahead. Changes no bit.
+  bool moe_look_ahead = true;
+
   // Tokens of one forward while a prompt is read. 0: planned (fast), 2048
   // (stock, as mlx-lm). Changes no bit in fast.
   uint32_t prefill_rows = 0;

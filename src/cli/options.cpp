@@ -132,6 +132,22 @@ void add_kv_options(CLI::App& app, Config& config) {
       ->group(kAdvancedGroup);
 }
 
+void add_expert_options(CLI::App& app, Config& config) {
+  add_value(app,
+            "--moe-top-k",
+            "N",
+            "Experts that a token uses, of a mixture; changes the answers "
+            "(default: the model's number)",
+            [&config](const std::string& text) {
+              return assign(parse_count(text, 1, 4096), config.moe_top_k);
+            })
+      ->group(kAdvancedGroup);
+  app.add_flag("!--no-look-ahead",
+               config.moe_look_ahead,
+               "Never read experts before a token is known to use them")
+      ->group(kAdvancedGroup);
+}
+
 // How weights come from the disk.
 void add_reading_options(CLI::App& app, Config& config) {
   add_value(app,
@@ -334,6 +350,7 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
             })
       ->group(kAdvancedGroup);
   add_kv_options(app, config);
+  add_expert_options(app, config);
   add_reading_options(app, config);
 }
 

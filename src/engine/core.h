@@ -35,9 +35,8 @@
 #include "models/decoder.h"
 #include "nn/context.h"
 #include "residency/live_budget.h"
-#include "residency/plan.h"
 #include "residency/row_reader.h"
-#include "residency/tile_stream.h"
+#include "residency/weight_budget.h"
 
 namespace mlx_flash {
 
@@ -86,8 +85,7 @@ class Core {
   Status save(SessionState& state, SavedSession saved, const std::string& path);
   Status load(SessionState& state, SessionReader& reader);
   // Gives a session the longest beginning of `tokens` that earlier requests
-  // have left, if that is more than it has; counts its positions.
-  // In stock, and with kv_reuse_bytes 0, there is none.
+  // have left, if it is more than it has. None in stock and without reuse.
   void begin_with(SessionState& state, std::span<const int32_t> tokens);
   // Leaves what a session of `tokens` has for later ones.
   void keep(const SessionState& state, std::span<const int32_t> tokens);
@@ -116,19 +114,17 @@ class Core {
   Status load(const Config& config);
   Status make_plan(const Hooks& hooks);
   Status start(const Hooks& hooks);
+  Status start_streams(const Hooks& hooks);
   Status open_kv_file(const KvLayout& layout, const Hooks& hooks);
   Status open_prefixes(const KvLayout& layout, const Hooks& hooks);
   bool reuse_on_disk() const { return config_.kv_ram_bytes > 0; }
   bool drop_kept();
   uint64_t old_kv_limit() const;
   Limits limits(uint64_t ram_bytes, uint64_t runtime_bytes) const;
-
   uint64_t arena_budget(uint64_t ram_bytes) const;
-
   void watch_memory(const Hooks& hooks);
   void follow_memory();
   Status move_budget(uint64_t ram_bytes);
-
   Status forward_once(std::span<const BatchRow> batch,
                       size_t first,
                       const RowFn& row,
@@ -161,6 +157,7 @@ class Core {
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<models::Decoder> model_;
   std::vector<ScheduledMatrix> matrices_;
+  std::vector<ExpertLayer> expert_layers_;
   uint64_t weights_bytes_ = 0;
   uint64_t alignment_ = 1;
   ModelCosts costs_;
@@ -168,8 +165,8 @@ class Core {
   uint64_t runtime_slack_bytes_ = 0;
 
   std::unique_ptr<Schedule> schedule_;
+  std::optional<ExpertSchedule> expert_schedule_;
   Plan plan_;
-  uint64_t pin_bytes_ = 0;       // the share of pins now; KV takes from it
   size_t scratch_rows_ = 0;      // a forward may have now
   uint64_t lent_bytes_ = 0;      // of pins, to the activations of a prompt
   uint64_t stock_kv_bytes_ = 0;  // set aside for caches in MLX's memory
@@ -181,7 +178,7 @@ class Core {
   std::optional<LiveBudget> live_;
   double next_sample_ = 0;
   uint64_t refused_ram_ = 0;  // said so already
-  // In the order of construction; destroyed backwards.
+  // Destroyed backwards.
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<KvPool> kv_pool_;
   std::vector<nn::KvSpan> spans_;    // of the present forward
@@ -193,6 +190,9 @@ class Core {
   uint64_t reused_tokens_ = 0;
   std::unique_ptr<TileStream> tiles_;
   std::unique_ptr<RowReader> rows_;
+  std::unique_ptr<CachedExperts> experts_;  // null: the model has none
+  std::optional<WeightBudget> weights_;     // KV and activations take from it
+  std::unique_ptr<ExpertStream> wrapped_experts_;  // of tests
   nn::Context context_;
   std::atomic<bool> never_{false};
 };

@@ -10,6 +10,7 @@
 
 #include "io/read_queue.h"
 #include "kv/kv_file.h"
+#include "residency/expert_stream.h"
 #include "residency/live_budget.h"
 
 namespace mlx_flash {
@@ -21,6 +22,7 @@ struct CoreHooks {
   // Instead of what the process holds, so that a budget means the same plan
   // in every run.
   std::optional<uint64_t> runtime_bytes;
+  WrapExperts wrap_experts;
   KvFile::WriteFn write_kv;  // instead of pwrite for KV and session files
   // What the machine allows, instead of asking it. With runtime_bytes set and
   // without this, the budget stays as it is.

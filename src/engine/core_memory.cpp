@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 
-// The budget while running: shares that move between pinned tiles, KV and
-// activations, and a whole that follows the user and the machine.
+// The budget while running: shares that move between weights (pinned tiles and
+// experts), KV and activations, and a whole that follows the user and the
+// machine.
 
 #include <fmt/format.h>
 
@@ -41,20 +42,19 @@ Status Core::no_room() const {
                   format_size(plan_.ram_bytes)));
 }
 
-// Takes memory from the pinned tiles until the arena has `bytes` free, and then
-// up to `ahead` more for the next time: each move re-plans all tiles.
+// Takes memory from the weights until the arena has `bytes` free, and then up
+// to `ahead` more for the next time: each move re-plans all tiles.
 Status Core::make_room(uint64_t bytes, uint64_t ahead) {
-  // Pins may take less than their share: giving up some of it need not give up
-  // a tile.
-  for (;;) {
-    const uint64_t free = arena_->free_bytes();
-    if (free >= bytes) return Status();
-    const uint64_t missing = bytes - free;
-    if (missing > pin_bytes_) return no_room();
-    pin_bytes_ -= std::min(pin_bytes_, missing + ahead);
-    FLASH_RETURN_IF_ERROR(tiles_->set_pins(
-        choose_pins(*schedule_, pin_bytes_, arena_->page_bytes())));
-  }
+  const uint64_t promised = weights_->promised_bytes();
+  const uint64_t unused = arena_->free_bytes();
+  const uint64_t free = unused - std::min(unused, promised);
+  if (free >= bytes) return Status();
+  const uint64_t missing = bytes - free;
+  const uint64_t lendable =
+      weights_->bytes() - std::min(weights_->bytes(), weights_->bytes_min());
+  if (missing > lendable) return no_room();
+  return weights_->move(weights_->bytes() -
+                        std::min(lendable, missing + ahead));
 }
 
 Status Core::ensure_kv(std::span<const BatchRow> batch) {
@@ -110,8 +110,8 @@ void Core::reserve_scratch(size_t rows) {
   scratch_rows_ = rows;
 }
 
-// What a forward needs beyond one token's is lent by the pinned tiles: they are
-// read again, once, where a share set aside for prompts would be read for every
+// What a forward needs beyond one token's is lent by the weights: they are read
+// again, once, where a share set aside for prompts would be read for every
 // token.
 Status Core::ensure_activations(std::span<const BatchRow> batch) {
   if (stock()) return Status();
@@ -130,8 +130,9 @@ Status Core::ensure_activations(std::span<const BatchRow> batch) {
   if (needed > lent_bytes_) {
     const uint64_t more = needed - lent_bytes_;
     const uint64_t budget = arena_->budget_bytes();
-    if (budget < in_use() + more) (void)drop_kept();
-    if (budget < in_use() + more) return no_room();
+    const uint64_t least = weights_->bytes_min() + more;
+    if (budget < in_use() + least) (void)drop_kept();
+    if (budget < in_use() + least) return no_room();
     FLASH_RETURN_IF_ERROR(share_out(budget - more));
     lent_bytes_ = needed;
   }
@@ -157,15 +158,13 @@ uint64_t Core::in_use() const {
   return plan_.ring_bytes + kv + ring + kept;
 }
 
-// A new budget for the arena: pins get what ring and KV leave, the KV that the
-// plan sets aside included.
+// A new budget for the arena: weights get what ring and KV leave, the KV that
+// the plan sets aside included.
 Status Core::share_out(uint64_t budget) {
   const uint64_t others =
       std::max(in_use(), plan_.ring_bytes + (stock() ? 0 : plan_.kv_bytes));
-  pin_bytes_ = budget > others ? budget - others : 0;
   arena_->set_budget(std::max(budget, arena_->budget_bytes()));
-  Status moved = tiles_->set_pins(
-      choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
+  Status moved = weights_->move(budget > others ? budget - others : 0);
   arena_->set_budget(budget);
   return moved;
 }
@@ -185,13 +184,18 @@ Status Core::move_budget(uint64_t ram_bytes) {
   FLASH_RETURN_IF_ERROR(return_activations());
   Limits changed = limits(ram_bytes, runtime_bytes_);
   changed.ring_slots = plan_.ring_slots;
-  FLASH_ASSIGN_OR_RETURN(Plan plan,
-                         ::mlx_flash::make_plan(*schedule_, costs_, changed));
+  FLASH_ASSIGN_OR_RETURN(
+      Plan plan,
+      ::mlx_flash::make_plan(*schedule_,
+                             costs_,
+                             changed,
+                             expert_schedule_ ? &*expert_schedule_ : nullptr));
   const Plan before = std::exchange(plan_, std::move(plan));
   const uint64_t arena_bytes = arena_budget(ram_bytes);
-  if (in_use() > arena_bytes) (void)drop_kept();
-  if (in_use() > arena_bytes) {
-    const uint64_t missing = in_use() - arena_bytes;
+  const uint64_t least = weights_->bytes_min();
+  if (in_use() + least > arena_bytes) (void)drop_kept();
+  if (in_use() + least > arena_bytes) {
+    const uint64_t missing = in_use() + least - arena_bytes;
     plan_ = before;
     return invalid_input(fmt::format(
         "{} is too little for what is in use ({} more); /reset frees the "

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/cpu.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/size.h"
 #include "engine/core.h"
@@ -132,6 +133,22 @@ PlanSummary summarise(const Plan& plan,
           .tile_bytes = schedule.tile_bytes_max()};
 }
 
+// --moe-top-k.
+Status choose_experts(const Config& config, models::DecoderConfig& model) {
+  if (config.moe_top_k == 0) return Status();
+  const uint32_t own = model.moe.routing.top_k;
+  FLASH_RETURN_IF_ERROR(
+      models::set_top_k(model, config.moe_top_k).at(config.model));
+  if (config.moe_top_k != own) {
+    log_warning(
+        fmt::format("a token uses {} experts instead of {}: other "
+                    "answers than the model's own",
+                    config.moe_top_k,
+                    own));
+  }
+  return Status();
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Core>> Core::open(const Config& config,
@@ -197,8 +214,10 @@ Status Core::load(const Config& config) {
 
   FLASH_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(config.model));
   checkpoint_ = std::make_unique<Checkpoint>(std::move(checkpoint));
-  FLASH_ASSIGN_OR_RETURN(const models::DecoderConfig model_config,
+  FLASH_ASSIGN_OR_RETURN(models::DecoderConfig model_config,
                          models::read_config(*checkpoint_));
+  FLASH_RETURN_IF_ERROR(choose_experts(config, model_config));
+  context_.look_ahead = config.moe_look_ahead;
   model_type_ = checkpoint_->config()["model_type"].get<std::string>();
   for (const std::string& path : checkpoint_->files()) {
     FLASH_ASSIGN_OR_RETURN(File file, File::open(path, File::Mode::kDirect));
@@ -208,6 +227,7 @@ Status Core::load(const Config& config) {
   nn::WeightStore store(*checkpoint_, files_, context_.stock);
   FLASH_ASSIGN_OR_RETURN(model_, models::Decoder::build(model_config, store));
   matrices_ = store.take_matrices();
+  expert_layers_ = store.take_expert_layers();
   weights_bytes_ = store.weights_bytes();
   Result<std::unique_ptr<Text>> text = Text::open(config.model);
   // Weights without a tokenizer can still be run by ids.
@@ -267,8 +287,12 @@ Status Core::make_plan(const Hooks& hooks) {
     if (!hooks.runtime_bytes) runtime_slack_bytes_ = kRuntimeSlackBytes;
   }
   const auto plan_with = [&](const Limits& limits) {
-    return plan_model(
-        matrices_, alignment_, config_.tile_bytes, costs_, limits);
+    return plan_model(matrices_,
+                      alignment_,
+                      config_.tile_bytes,
+                      costs_,
+                      limits,
+                      expert_layers_);
   };
   Limits wanted = limits(ram, runtime_bytes_);
   const uint64_t chunk = stock() ? 0 : layout.full_stride() / kernels::kKvBlock;
@@ -287,6 +311,7 @@ Status Core::make_plan(const Hooks& hooks) {
   }
   if (!planned.ok()) return planned.status().at(config_.model);
   schedule_ = std::make_unique<Schedule>(std::move(planned->schedule));
+  expert_schedule_ = std::move(planned->experts);
   plan_ = std::move(planned->plan);
   if (layout.raw_keys) config_.context = plan_.context;  // whatever comes
   return check_keep_context(config_, layout, plan_.context).at(config_.model);
@@ -305,6 +330,9 @@ Status Core::start(const Hooks& hooks) {
   const uint64_t addresses =
       TileStream::address_bytes(*schedule_, plan_, system_page) +
       KvPool::address_bytes(layout, blocks) +
+      (expert_schedule_
+           ? CachedExperts::address_bytes(*expert_schedule_, system_page)
+           : 0) +
       (kKvRing + 1) * (layout.old_stride() + 2 * kKvAlignment) +
       KvShelf::address_bytes(layout, plan_.kv_reuse_bytes) + 4 * system_page;
   if (stock()) stock_kv_bytes_ = plan_.kv_bytes;
@@ -313,9 +341,20 @@ Status Core::start(const Hooks& hooks) {
   if (!stock()) {
     FLASH_ASSIGN_OR_RETURN(kv_pool_, KvPool::create(*arena_, layout, blocks));
   }
-  pin_bytes_ = plan_.pinned_slot_bytes;
   FLASH_RETURN_IF_ERROR(open_kv_file(layout, hooks));
+  FLASH_RETURN_IF_ERROR(start_streams(hooks));
+  if (stock()) {
+    context_.reserve_scratch(
+        1, 1, pool_->threads(), kernels::matmul_scratch_bytes());
+  } else {
+    reserve_scratch(kDecodeRows);
+  }
+  watch_memory(hooks);
+  return Status();
+}
 
+// Everything that reads from disk.
+Status Core::start_streams(const Hooks& hooks) {
   ReadQueueOptions options;
   options.depth_max = 32;
   if (config_.queue_depth > 0) {
@@ -345,6 +384,20 @@ Status Core::start(const Hooks& hooks) {
                         alignment_,
                         files_,
                         *queue_));
+  if (expert_schedule_) {
+    FLASH_ASSIGN_OR_RETURN(
+        experts_,
+        CachedExperts::create(
+            *expert_schedule_, plan_.expert_bytes, *arena_, *queue_, files_));
+    context_.expert_layers = expert_layers_;
+    context_.experts = experts_.get();
+  }
+  weights_.emplace(plan_,
+                   arena_->page_bytes(),
+                   *schedule_,
+                   *tiles_,
+                   expert_schedule_ ? &*expert_schedule_ : nullptr,
+                   experts_.get());
   if (kv_file_) {
     FLASH_ASSIGN_OR_RETURN(kv_reader_,
                            KvReader::create(*arena_, *queue_, *kv_file_));
@@ -353,13 +406,10 @@ Status Core::start(const Hooks& hooks) {
   FLASH_RETURN_IF_ERROR(open_prefixes(layout, hooks));
   context_.tiles = tiles_.get();
   context_.rows = rows_.get();
-  if (stock()) {
-    context_.reserve_scratch(
-        1, 1, pool_->threads(), kernels::matmul_scratch_bytes());
-  } else {
-    reserve_scratch(kDecodeRows);
+  if (experts_ && hooks.wrap_experts) {
+    wrapped_experts_ = hooks.wrap_experts(*experts_, expert_layers_, files_);
+    context_.experts = wrapped_experts_.get();
   }
-  watch_memory(hooks);
   return Status();
 }
 

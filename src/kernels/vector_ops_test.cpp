@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -142,6 +143,71 @@ TEST(VectorOps, AddEqualsScalarAddition) {
       for (size_t i = 0; i < n; ++i) expected[i] = a[i] + b[i];
       add(a.data(), b.data(), n, b.data());
       expect_same(b, expected);
+    }
+  });
+}
+
+TEST(VectorOps, ClippedSwigluEqualsTheReference) {
+  constexpr float kAlpha = 1.702f;
+  constexpr float kLimit = 7.0f;
+  for_each_target([] {
+    Random random(8);
+    for (size_t n : kSizes) {
+      for (int repeat = 0; repeat < 20; ++repeat) {
+        const auto gate = gates(n, random);
+        const auto up = gates(n, random);
+        std::vector<float> expected(n), y(n);
+        for (size_t i = 0; i < n; ++i) {
+          const float g = gate[i] > kLimit ? kLimit : gate[i];
+          float u = up[i] > kLimit ? kLimit : up[i];
+          u = u < -kLimit ? -kLimit : u;
+          expected[i] = (u + 1.0f) * (g / (1.0f + reference::exp(-kAlpha * g)));
+        }
+        swiglu_clipped(gate.data(), up.data(), kAlpha, kLimit, n, y.data());
+        expect_same(y, expected);
+      }
+    }
+  });
+}
+
+TEST(VectorOps, AddScaledRoundsOnce) {
+  for_each_target([] {
+    Random random(9);
+    for (size_t n : kSizes) {
+      const auto x = random_floats(n, random, true);
+      auto sum = random_floats(n, random);
+      const float w = random_floats(1, random)[0];
+      std::vector<float> expected(n);
+      for (size_t i = 0; i < n; ++i) expected[i] = std::fma(w, x[i], sum[i]);
+      add_scaled(x.data(), w, n, sum.data());
+      expect_same(sum, expected);
+    }
+  });
+}
+
+TEST(VectorOps, SoftmaxAndSigmoidEqualTheReference) {
+  for_each_target([] {
+    Random random(10);
+    for (size_t n : kSizes) {
+      auto x = random_floats(n, random);
+      for (float& value : x) value *= 9;
+      const float top = *std::max_element(x.begin(), x.end());
+      float acc[16] = {};
+      std::vector<float> e(n), odds(n);
+      for (size_t i = 0; i < n; ++i) {
+        e[i] = reference::exp(x[i] - top);
+        acc[i % 16] += e[i];
+        odds[i] = 1.0f / (1.0f + reference::exp(-x[i]));
+      }
+      for (size_t half = 8; half >= 1; half /= 2) {
+        for (size_t i = 0; i < half; ++i) acc[i] += acc[i + half];
+      }
+      for (float& value : e) value /= acc[0];
+      auto y = x;
+      softmax(y.data(), n);
+      expect_same(y, e);
+      sigmoid(x.data(), n);
+      expect_same(x, odds);
     }
   });
 }

@@ -209,8 +209,12 @@ void ready_heads(const AttentionConfig& config,
                  const std::optional<Norm>& norm,
                  uint32_t heads,
                  float* x) {
+  if (norm && config.norm_whole) {
+    const size_t width = size_t{heads} * config.head_dim;
+    kernels::rms_norm(x, norm->weight.values.data(), norm->eps, width, x);
+  }
   for (uint32_t h = 0; h < heads; ++h, x += config.head_dim) {
-    if (norm) {
+    if (norm && !config.norm_whole) {
       kernels::rms_norm(
           x, norm->weight.values.data(), norm->eps, config.head_dim, x);
     }
@@ -309,6 +313,9 @@ struct Attention {
     context.pool->parallel_for(step.rows.size() * heads, 1, some);
   }
 
+  const float* sinks() const {
+    return config.sinks ? config.sinks->values.data() : nullptr;
+  }
   const float* query(size_t t) const {
     return queries + t * shape.heads * shape.head_dim;
   }
@@ -324,7 +331,7 @@ struct Attention {
                       kv.full(config.layer),
                       first_key(position),
                       position,
-                      nullptr,
+                      sinks(),
                       head,
                       end,
                       result(t));
@@ -334,7 +341,7 @@ struct Attention {
   void begin(const KvCache& kv) const {
     each_row(&kv, [&](size_t t, size_t, size_t head, size_t end) {
       kernels::attend_begin(shape,
-                            nullptr,
+                            sinks(),
                             head,
                             end,
                             states + t * shape.heads + head,
@@ -404,6 +411,35 @@ struct Attention {
 
 }  // namespace
 
+void attend_placed(Context& context,
+                   const AttentionConfig& config,
+                   const Step& step,
+                   const float* queries,
+                   float* states,
+                   float* out) {
+  const double start = now_seconds();
+  const size_t value_dim =
+      config.value_dim != 0 ? config.value_dim : config.head_dim;
+  const Attention attend{
+      .context = context,
+      .config = config,
+      .step = step,
+      .shape = {.heads = config.heads,
+                .kv_heads = config.kv_heads,
+                .head_dim = config.head_dim,
+                .value_dim = value_dim,
+                .scale = config.scale,
+                .kv_dtype = context.kv_dtype},
+      .queries = queries,
+      .states = reinterpret_cast<kernels::AttentionState*>(states),
+      .out = out};
+  for (const KvSpan& span : step.caches) {
+    const Status done = attend.run(*span.kv, span.begin, span.end);
+    if (!done.ok()) return context.fail(done);
+  }
+  context.compute_seconds += now_seconds() - start;
+}
+
 void attention(Context& context,
                const AttentionConfig& config,
                const Step& step,
@@ -424,24 +460,8 @@ void attention(Context& context,
   float* queries =
       context.scratch_floats(placed + attention_state_floats(config, rows));
   place_rows(context, config, step, q, k, v, queries, queries + rows * q_width);
-  const Attention attend{
-      .context = context,
-      .config = config,
-      .step = step,
-      .shape = {.heads = config.heads,
-                .kv_heads = config.kv_heads,
-                .head_dim = config.head_dim,
-                .value_dim = config.head_dim,
-                .scale = config.scale,
-                .kv_dtype = context.kv_dtype},
-      .queries = queries,
-      .states = reinterpret_cast<kernels::AttentionState*>(queries + placed),
-      .out = out};
-  for (const KvSpan& span : step.caches) {
-    const Status done = attend.run(*span.kv, span.begin, span.end);
-    if (!done.ok()) return context.fail(done);
-  }
   context.compute_seconds += now_seconds() - start;
+  attend_placed(context, config, step, queries, queries + placed, out);
 }
 
 size_t attention_state_floats(const AttentionConfig& config, size_t rows) {

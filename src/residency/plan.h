@@ -8,11 +8,13 @@
 // inputs give the same plan, and `plan` prints it without running anything.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
+#include "residency/expert_schedule.h"
 #include "residency/schedule.h"
 
 namespace mlx_flash {
@@ -67,7 +69,13 @@ struct Plan {
   uint64_t pass_bytes = 0;     // M
   uint64_t pinned_bytes = 0;   // R: wanted bytes of pinned tiles of the pass
   uint64_t pinned_slot_bytes = 0;  // their memory, slack included
-  uint64_t streamed_bytes = 0;     // M - R
+  // Experts (expert_share.h): the share of their cache, what all of them would
+  // take, A, and what of A is expected in memory.
+  uint64_t expert_bytes = 0;
+  uint64_t expert_bytes_all = 0;
+  uint64_t expert_token_bytes = 0;
+  double expert_hit_rate = 0;
+  uint64_t streamed_bytes = 0;  // M - R
   uint64_t ring_bytes = 0;
   uint32_t ring_slots = 0;
   uint64_t slot_bytes = 0;
@@ -95,9 +103,11 @@ struct Plan {
 
 // Fails with kInvalidInput and the smallest budget that works if `limits` is
 // too small.
+// `experts` may be null: there are none.
 Result<Plan> make_plan(const Schedule& schedule,
                        const ModelCosts& costs,
-                       const Limits& limits);
+                       const Limits& limits,
+                       const ExpertSchedule* experts = nullptr);
 
 // A good size of tiles: 1 to 4 MiB for usual budgets, down to 64 KiB for tiny
 // ones. Large enough for the disk, small enough that the ring is a small share
@@ -108,17 +118,20 @@ inline constexpr uint64_t kTileBytesMax = uint64_t{4} << 20;
 
 struct ScheduleAndPlan {
   Schedule schedule;
+  std::optional<ExpertSchedule> experts;
   Plan plan;
 };
 
 // Cuts the matrices and plans. With `tile_bytes` 0 it starts at
 // choose_tile_bytes() and takes smaller tiles until the plan fits, so that the
-// minimum it names is the smallest for any tile size.
+// minimum it names is the smallest for any tile size. Pieces of experts are
+// twice as large as tiles. `layers` outlive the result.
 Result<ScheduleAndPlan> plan_model(const std::vector<ScheduledMatrix>& matrices,
                                    uint64_t alignment,
                                    uint64_t tile_bytes,
                                    const ModelCosts& costs,
-                                   const Limits& limits);
+                                   const Limits& limits,
+                                   std::span<const ExpertLayer> layers = {});
 
 // All tiles in the order in which they deserve to be kept: every beginning of
 // it is spread evenly over the pass, so that reading and computing stay in
