@@ -19,6 +19,10 @@ enum class KvType { kAuto, kF32, kF16, kBF16 };
 
 enum class IoBackend { kAuto, kUring, kThreads };
 
+// Whether experts that a layer will probably use are read before it is sure.
+// Auto: where trying has shown that it pays.
+enum class LookAhead { kAuto, kOn, kOff };
+
 struct Config {
   // A folder in Hugging Face or MLX layout, or a .gguf file.
   std::string model = {};
@@ -80,6 +84,13 @@ struct Config {
   // are paced where computing is the bottleneck. Changes no bit.
   bool read_ahead = true;
   bool bandwidth_controller = true;
+
+  // Of a mixture of experts. Changes no bit.
+  LookAhead look_ahead = LookAhead::kAuto;
+
+  // Where what was learnt of a model's experts is kept for the next run: which
+  // of them are used most. Empty: nowhere.
+  std::string learnt_dir = {};
 
   // The most to read from the disk, bytes per second. 0: no limit.
   double disk_limit_bytes_per_s = 0;

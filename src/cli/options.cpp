@@ -201,6 +201,25 @@ void add_reading_options(CLI::App& app, Config& config) {
       ->group(kAdvancedGroup);
 }
 
+// Of a mixture of experts.
+void add_expert_options(CLI::App& app, Config& config) {
+  config.learnt_dir = cache_folder() + "/experts";
+  add_value(app,
+            "--look-ahead",
+            "auto|on|off",
+            "Read experts that a layer will probably use before it is sure; "
+            "auto: where trying has shown that it pays (default)",
+            [&config](const std::string& text) {
+              return assign(parse_look_ahead(text), config.look_ahead);
+            })
+      ->group(kAdvancedGroup);
+  app.add_flag_callback(
+         "--no-learn",
+         [&config] { config.learnt_dir.clear(); },
+         "Neither use nor keep what was learnt of a model's experts")
+      ->group(kAdvancedGroup);
+}
+
 void add_stop_options(CLI::App& app, GenerateOptions& options) {
   app.add_option_function<std::vector<std::string>>(
          "--stop",
@@ -352,6 +371,7 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
   add_kv_options(app, config);
   add_expert_options(app, config);
   add_reading_options(app, config);
+  add_expert_options(app, config);
 }
 
 void add_sampling_options(CLI::App& app, GenerateOptions& options) {

@@ -22,6 +22,7 @@
 #include "base/trace.h"
 #include "checkpoint/checkpoint.h"
 #include "engine/core_hooks.h"
+#include "engine/learnt_experts.h"
 #include "engine/session_state.h"
 #include "io/file.h"
 #include "io/read_queue.h"
@@ -98,6 +99,7 @@ class Core {
   const Plan& plan() const { return plan_; }
   PlanSummary summary() const;
   StreamCounters counters() const;
+  ExpertCounters expert_counters() const;
   const Text& text() const { return *text_; }
   const models::Decoder& model() const { return *model_; }
   const std::string& model_type() const { return model_type_; }
@@ -158,6 +160,7 @@ class Core {
   std::unique_ptr<models::Decoder> model_;
   std::vector<ScheduledMatrix> matrices_;
   std::vector<ExpertLayer> expert_layers_;
+  LearntExperts learnt_;
   uint64_t weights_bytes_ = 0;
   uint64_t alignment_ = 1;
   ModelCosts costs_;

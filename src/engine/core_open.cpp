@@ -58,6 +58,18 @@ IoKind io_kind(IoBackend backend) {
   }
 }
 
+CachedExperts::LookAhead look_ahead(const Config& config) {
+  if (!config.read_ahead) return CachedExperts::LookAhead::kNever;
+  switch (config.look_ahead) {
+    case LookAhead::kOn:
+      return CachedExperts::LookAhead::kAlways;
+    case LookAhead::kOff:
+      return CachedExperts::LookAhead::kNever;
+    default:
+      return CachedExperts::LookAhead::kGate;
+  }
+}
+
 bool wants_stock(Kernels kernels) {
   if (kernels != Kernels::kAuto) return kernels == Kernels::kStock;
   return mx::default_device() == mx::Device::gpu;
@@ -115,6 +127,10 @@ PlanSummary summarise(const Plan& plan,
           .ram_min_bytes = plan.ram_min_bytes,
           .pinned_bytes = plan.pinned_bytes,
           .streamed_bytes = plan.streamed_bytes,
+          .expert_bytes = plan.expert_bytes_all,
+          .expert_cache_bytes = plan.expert_bytes,
+          .expert_token_bytes = plan.expert_token_bytes,
+          .expert_hit_rate = plan.expert_hit_rate,
           .ring_bytes = plan.ring_bytes,
           .kv_bytes = plan.kv_bytes,
           .kv_bytes_max = plan.kv_bytes_max,
@@ -234,6 +250,11 @@ Status Core::load(const Config& config) {
   text_ = text.ok() ? std::move(text).value()
                     : Text::without_tokenizer(text.status());
 
+  if (!expert_layers_.empty() && !config.learnt_dir.empty()) {
+    FLASH_ASSIGN_OR_RETURN(const uint64_t model, fingerprint());
+    learnt_.open(config.learnt_dir, model, expert_layers_);
+  }
+
   pool_ = std::make_unique<ThreadPool>(
       thread_count(context_.stock ? 1 : config.threads));
   context_.pool = pool_.get();
@@ -253,6 +274,7 @@ Limits Core::limits(uint64_t ram_bytes, uint64_t runtime_bytes) const {
   limits.prefill_rows = stock() ? 1 : config_.prefill_rows;
   limits.page_bytes = Arena::system_page_bytes();
   limits.disk_bytes_per_s = config_.disk_bytes_per_s;
+  limits.learnt = learnt_.known();
   const double most = config_.disk_limit_bytes_per_s;
   if (most > 0 &&
       (config_.disk_bytes_per_s == 0 || config_.disk_bytes_per_s > most)) {
@@ -385,10 +407,16 @@ Status Core::start_streams(const Hooks& hooks) {
                         files_,
                         *queue_));
   if (expert_schedule_) {
-    FLASH_ASSIGN_OR_RETURN(
-        experts_,
-        CachedExperts::create(
-            *expert_schedule_, plan_.expert_bytes, *arena_, *queue_, files_));
+    FLASH_ASSIGN_OR_RETURN(experts_,
+                           CachedExperts::create(*expert_schedule_,
+                                                 plan_.expert_bytes,
+                                                 *arena_,
+                                                 *queue_,
+                                                 files_,
+                                                 look_ahead(config_)));
+    if (learnt_.known() != nullptr) {
+      experts_->restore(learnt_.known()->state());
+    }
     context_.expert_layers = expert_layers_;
     context_.experts = experts_.get();
   }

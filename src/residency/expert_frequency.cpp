@@ -12,7 +12,7 @@ namespace {
 // Before anything is known the count of 150 tokens is the score. It weighs as
 // much as this sum of squares, so that a small model's noise moves it little.
 constexpr std::array<double, ExpertFrequency::kHalfLives> kPrior = {0, 0, 1, 0};
-constexpr double kPriorWeight = 1000;
+constexpr double kPriorWeight = 300;
 
 constexpr uint32_t kLearnTokens = 8;   // between two fits
 constexpr double kLearnMemory = 0.98;  // of the sums, for each fit
@@ -68,11 +68,24 @@ void ExpertFrequency::use(uint32_t layer,
   score(layer);
 }
 
+// What makes a count that has seen only so many tokens one that has always seen
+// such.
+ExpertFrequency::Counts ExpertFrequency::whole(double tokens) {
+  Counts scale = {};
+  if (tokens <= 0) return scale;
+  for (size_t k = 0; k < kHalfLives; ++k) {
+    scale[k] = static_cast<float>(1 / (1 - std::exp2(-tokens / kHalfLife[k])));
+  }
+  return scale;
+}
+
 void ExpertFrequency::observe(uint32_t layer) {
   if (rounds_ >= kLearnTokens * layers_.size()) learn();
   ++rounds_;
+  const Counts scale = whole(tokens_[layer]);
   for (uint32_t e = 0; e < layers_[layer].experts; ++e) {
-    const Counts& c = counts_[first_[layer] + e];
+    Counts c = counts_[first_[layer] + e];
+    for (size_t k = 0; k < kHalfLives; ++k) c[k] *= scale[k];
     for (size_t k = 0; k < kHalfLives; ++k) {
       products_[k] += c[k] * used_[e];
       for (size_t j = 0; j < kHalfLives; ++j) squares_[k][j] += c[k] * c[j];
@@ -98,14 +111,9 @@ void ExpertFrequency::learn() {
   }
 }
 
-// A count that has only seen a few tokens is compared as if it had always seen
-// such.
 void ExpertFrequency::score(uint32_t layer) {
-  Counts scale;
-  for (size_t k = 0; k < kHalfLives; ++k) {
-    const double seen = 1 - std::exp2(-tokens_[layer] / kHalfLife[k]);
-    scale[k] = static_cast<float>(weights_[k] / seen);
-  }
+  Counts scale = whole(tokens_[layer]);
+  for (size_t k = 0; k < kHalfLives; ++k) scale[k] *= weights_[k];
   for (uint32_t e = 0; e < layers_[layer].experts; ++e) {
     const Counts& counts = counts_[first_[layer] + e];
     float sum = 0;

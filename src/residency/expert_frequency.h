@@ -61,6 +61,7 @@ class ExpertFrequency {
  private:
   using Counts = std::array<float, kHalfLives>;
 
+  static Counts whole(double tokens);
   void observe(uint32_t layer);
   void learn();
   void score(uint32_t layer);

@@ -205,8 +205,11 @@ double hit_rate(const Costs& costs, uint64_t bytes) {
   const uint64_t all =
       expert_memory_all(*costs.experts, costs.limits.page_bytes);
   if (bytes >= all) return 1;
-  return expected_hit_rate(
-      *costs.experts, static_cast<double>(bytes) / static_cast<double>(all));
+  const double share = static_cast<double>(bytes) / static_cast<double>(all);
+  if (costs.limits.learnt == nullptr) {
+    return expected_hit_rate(*costs.experts, share);
+  }
+  return learnt_hit_rate(*costs.experts, *costs.limits.learnt, share);
 }
 
 // `read`: bytes from the disk for a token.

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "residency/expert_frequency.h"
 #include "residency/expert_schedule.h"
 #include "residency/schedule.h"
 
@@ -57,6 +58,8 @@ struct Limits {
   double disk_bytes_per_s = 0;     // 0: unknown, no prediction
   double compute_bytes_per_s = 0;  // weights per second kernels get through
   uint64_t page_bytes = 4096;      // of memory: what the arena rounds up to
+  // What is known of this model's experts; null: what is usual is expected.
+  const ExpertFrequency* learnt = nullptr;
 };
 
 // Rows of a forward whose activations are always set aside: one token's.
