@@ -66,9 +66,9 @@ struct Config {
   // Experts of a mixture that a token uses, fewer or more than the model was
   // made for: other answers. 0: the model's own number.
   uint32_t moe_top_k = 0;
-  // Whether a layer's router is asked early, so that its experts can be read
-  // ahead. Changes no bit.
-  bool moe_look_ahead = true;
+  // Of a mixture: whether a layer's router is asked early, so that its experts
+  // can be read ahead. Changes no bit.
+  LookAhead look_ahead = LookAhead::kAuto;
 
   // Tokens of one forward while a prompt is read. 0: planned (fast), 2048
   // (stock, as mlx-lm). Changes no bit in fast.
@@ -84,9 +84,6 @@ struct Config {
   // are paced where computing is the bottleneck. Changes no bit.
   bool read_ahead = true;
   bool bandwidth_controller = true;
-
-  // Of a mixture of experts. Changes no bit.
-  LookAhead look_ahead = LookAhead::kAuto;
 
   // Where what was learnt of a model's experts is kept for the next run: which
   // of them are used most. Empty: nowhere.

@@ -142,9 +142,16 @@ void add_expert_options(CLI::App& app, Config& config) {
               return assign(parse_count(text, 1, 4096), config.moe_top_k);
             })
       ->group(kAdvancedGroup);
-  app.add_flag("!--no-look-ahead",
-               config.moe_look_ahead,
-               "Never read experts before a token is known to use them")
+  app.add_flag_callback(
+         "--no-look-ahead",
+         [&config] { config.look_ahead = LookAhead::kOff; },
+         "Never read experts before a token is known to use them")
+      ->group(kAdvancedGroup);
+  config.learnt_dir = cache_folder() + "/experts";
+  app.add_flag_callback(
+         "--no-learn",
+         [&config] { config.learnt_dir.clear(); },
+         "Neither use nor keep what was learnt of a model's experts")
       ->group(kAdvancedGroup);
 }
 
@@ -198,25 +205,6 @@ void add_reading_options(CLI::App& app, Config& config) {
   app.add_flag("!--no-controller",
                config.bandwidth_controller,
                "Never pace reads for the sake of computing")
-      ->group(kAdvancedGroup);
-}
-
-// Of a mixture of experts.
-void add_expert_options(CLI::App& app, Config& config) {
-  config.learnt_dir = cache_folder() + "/experts";
-  add_value(app,
-            "--look-ahead",
-            "auto|on|off",
-            "Read experts that a layer will probably use before it is sure; "
-            "auto: where trying has shown that it pays (default)",
-            [&config](const std::string& text) {
-              return assign(parse_look_ahead(text), config.look_ahead);
-            })
-      ->group(kAdvancedGroup);
-  app.add_flag_callback(
-         "--no-learn",
-         [&config] { config.learnt_dir.clear(); },
-         "Neither use nor keep what was learnt of a model's experts")
       ->group(kAdvancedGroup);
 }
 
@@ -371,7 +359,6 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
   add_kv_options(app, config);
   add_expert_options(app, config);
   add_reading_options(app, config);
-  add_expert_options(app, config);
 }
 
 void add_sampling_options(CLI::App& app, GenerateOptions& options) {

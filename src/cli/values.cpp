@@ -30,11 +30,6 @@ constexpr std::pair<const char*, IoBackend> kIoBackends[] = {
     {"uring", IoBackend::kUring},
     {"threads", IoBackend::kThreads},
 };
-constexpr std::pair<const char*, LookAhead> kLookAheads[] = {
-    {"auto", LookAhead::kAuto},
-    {"on", LookAhead::kOn},
-    {"off", LookAhead::kOff},
-};
 
 std::string_view trimmed(std::string_view text) {
   constexpr std::string_view kBlanks = " \t\r\n";
@@ -141,9 +136,6 @@ Result<KvType> parse_kv_type(std::string_view text) {
 }
 Result<IoBackend> parse_io(std::string_view text) {
   return parse_choice<IoBackend>(text, kIoBackends);
-}
-Result<LookAhead> parse_look_ahead(std::string_view text) {
-  return parse_choice<LookAhead>(text, kLookAheads);
 }
 
 const char* kernels_name(Kernels kernels) {

@@ -46,7 +46,6 @@ Result<T> parse_choice(std::string_view text,
 Result<Kernels> parse_kernels(std::string_view text);
 Result<KvType> parse_kv_type(std::string_view text);
 Result<IoBackend> parse_io(std::string_view text);
-Result<LookAhead> parse_look_ahead(std::string_view text);
 
 const char* kernels_name(Kernels kernels);
 

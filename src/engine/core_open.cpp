@@ -17,6 +17,7 @@
 #include "kernels/matmul.h"
 #include "kernels/vector_ops.h"
 #include "models/registry.h"
+#include "residency/traced_expert_stream.h"
 #include "residency/traced_tile_stream.h"
 
 namespace mlx_flash {
@@ -233,7 +234,7 @@ Status Core::load(const Config& config) {
   FLASH_ASSIGN_OR_RETURN(models::DecoderConfig model_config,
                          models::read_config(*checkpoint_));
   FLASH_RETURN_IF_ERROR(choose_experts(config, model_config));
-  context_.look_ahead = config.moe_look_ahead;
+  context_.look_ahead = config.look_ahead != LookAhead::kOff;
   model_type_ = checkpoint_->config()["model_type"].get<std::string>();
   for (const std::string& path : checkpoint_->files()) {
     FLASH_ASSIGN_OR_RETURN(File file, File::open(path, File::Mode::kDirect));
@@ -419,6 +420,10 @@ Status Core::start_streams(const Hooks& hooks) {
     }
     context_.expert_layers = expert_layers_;
     context_.experts = experts_.get();
+    if (trace_) {
+      wrapped_experts_ = make_traced_expert_stream(*experts_, *queue_, *trace_);
+      context_.experts = wrapped_experts_.get();
+    }
   }
   weights_.emplace(plan_,
                    arena_->page_bytes(),

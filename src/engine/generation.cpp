@@ -194,8 +194,8 @@ void Generation::Impl::measure() {
   stats.kv_bytes_read_per_token =
       static_cast<double>(now.kv_bytes_read - first.kv_bytes_read) / decoded;
   stats.disk_bytes_per_s = bytes / std::max(stats.decode_s, 1e-9);
-  const auto used = static_cast<double>(now.experts.used_bytes -
-                                        first.experts.used_bytes);
+  const auto used =
+      static_cast<double>(now.experts.used_bytes - first.experts.used_bytes);
   if (used == 0) return;
   stats.expert_bytes_per_token = used / decoded;
   stats.expert_hit_rate =

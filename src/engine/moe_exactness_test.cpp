@@ -273,12 +273,13 @@ TEST_P(MoeExactness, SessionsInOneBatchEqualEachAlone) {
 }
 
 TEST_P(MoeExactness, LookingAheadChangesNoBit) {
+  config_.look_ahead = LookAhead::kOn;
   const auto core = open();
   const Logits reference = run(*core);
   // Of each token but the prompt, for all layers but the first.
   EXPECT_EQ(asked_.announced, (model_.num_hidden_layers - 1) * 3 * kDecode);
   EXPECT_GT(asked_.announced_rightly, asked_.announced / 4);
-  config_.moe_look_ahead = false;
+  config_.look_ahead = LookAhead::kOff;
   const auto off = open();
   EXPECT_TRUE(same_bits(reference, run(*off)));
   EXPECT_EQ(asked_.announced, 0u);

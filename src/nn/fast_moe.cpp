@@ -259,6 +259,7 @@ bool ExpertPass::route(const MoeBlock& block,
 // memory that this pass does not need now.
 void ExpertPass::look_ahead(const MoeBlock& next) {
   if (!context_.look_ahead || rows_ > kLookAheadRows) return;
+  if (!context_.experts->wants_look_ahead()) return;
   const std::vector<uint32_t> kept = chosen_;
   const std::vector<float> weights(memory_.weights,
                                    memory_.weights + chosen_.size());

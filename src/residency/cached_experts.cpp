@@ -84,12 +84,13 @@ class CachedExpertsImpl final : public CachedExperts {
   }
 
   void look_ahead(uint32_t layer, std::span<const uint32_t> experts) override {
-    if (look_ahead_ == LookAhead::kNever || !one_token_ ||
-        (look_ahead_ == LookAhead::kGate && !gate_.open())) {
-      return;
-    }
+    if (!wants_look_ahead()) return;
     cache_.look_ahead(layer, experts);
     pump();
+  }
+  bool wants_look_ahead() const override {
+    return one_token_ && (look_ahead_ == LookAhead::kAlways ||
+                          (look_ahead_ == LookAhead::kGate && gate_.open()));
   }
 
   void set_budget(uint64_t bytes) override {

@@ -74,6 +74,8 @@ class ExpertStream {
   // gate finds that it pays. Never waits, never fails.
   virtual void look_ahead(uint32_t layer,
                           std::span<const uint32_t> experts) = 0;
+  // Whether it would do anything now: a prediction costs a little, too.
+  virtual bool wants_look_ahead() const { return true; }
 };
 
 // Puts a stream between `own`, which outlives it, and the compute: for tests.
