@@ -21,6 +21,7 @@
 #include "base/thread_pool.h"
 #include "base/trace.h"
 #include "checkpoint/checkpoint.h"
+#include "engine/batch.h"
 #include "engine/core_hooks.h"
 #include "engine/learnt_experts.h"
 #include "engine/session_state.h"
@@ -40,13 +41,6 @@
 #include "residency/weight_budget.h"
 
 namespace mlx_flash {
-
-struct BatchRow {
-  SessionState* session = nullptr;
-  uint32_t position = 0;
-  uint32_t token = 0;
-  bool want_logits = false;
-};
 
 class Core {
  public:
