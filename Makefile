@@ -3,7 +3,7 @@
 # what it needs by itself the first time (tools/setup.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: build run test test-all lint format asan tsan clean distclean help \
+.PHONY: build python run test test-all lint format asan tsan clean distclean help \
   setup setup-lint setup-parity setup-model
 
 # make run: text and budget of the answer. They travel in the environment, so
@@ -22,13 +22,16 @@ run: build ## answer a prompt (PROMPT=..., RAM=64MB, MODEL=...)
 
 # Unit tests first and side by side; what loads models and measures memory or
 # disks runs alone.
-test: build setup-parity setup-model ## all tests but the slow ones
+test: build python setup-model ## all tests but the slow ones
 	@cd build/release && $(CTEST) -j $(JOBS) -LE '^(model|disk|slow)$$'
 	@cd build/release && $(CTEST) -L '^(model|disk)$$' -LE '^slow$$'
 
-test-all: build setup-parity setup-model ## the slow tests too
+test-all: build python setup-model ## the slow tests too
 	@cd build/release && $(CTEST) -j $(JOBS) -LE '^(model|disk|slow)$$'
 	@cd build/release && $(CTEST) -L '^(model|disk|slow)$$'
+
+python: setup setup-parity ## the Python package's extension, for tests
+	@tools/build.sh python _engine
 
 lint: setup-lint ## formatting, layers, sizes, headers, clang-tidy, -Werror
 	@tools/lint.sh

@@ -317,7 +317,11 @@ Status Core::start(const Hooks& hooks) {
   FLASH_RETURN_IF_ERROR(open_kv_file(layout, hooks));
 
   ReadQueueOptions options;
-  if (config_.queue_depth > 0) options.depth = config_.queue_depth;
+  options.depth_max = 32;
+  if (config_.queue_depth > 0) {
+    options.depth = config_.queue_depth;
+    options.depth_max = 0;
+  }
   options.bytes_per_s = config_.disk_limit_bytes_per_s;
   queue_ = make_read_queue(io_kind(config_.io), options);
   if (hooks.wrap_queue) queue_ = hooks.wrap_queue(std::move(queue_));

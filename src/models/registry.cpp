@@ -92,7 +92,9 @@ Result<DecoderConfig> read_config(const Checkpoint& checkpoint) {
     return config;
   }
   return unsupported(fmt::format(
-      "{}: the architecture '{}' is not supported; supported are: {}",
+      "{0}: the architecture '{1}' is not supported; supported are: {2}. If "
+      "mlx-lm knows it, the Python package runs it: pip install . (in a clone "
+      "of mlx-flash), then python -m mlx_flash run --model {0}",
       checkpoint.path(),
       model_type,
       fmt::join(supported_model_types(), ", ")));

@@ -18,8 +18,8 @@
 namespace mlx_flash::nn::fast {
 namespace {
 
-// Fewest rows of a matrix worth a piece of their own on a thread.
-constexpr size_t kRowGrain = 8;
+// Pinned neighbours that threads multiply without meeting in between.
+constexpr size_t kRunTiles = 16;
 
 // Rows of x that are made ready in one piece.
 constexpr size_t kPrepareGrain = 4;
@@ -56,6 +56,73 @@ kernels::MatmulInput prepare(Context& context,
   return input;
 }
 
+// Tiles of a matrix, one after the other, that are in memory together.
+class TileRun {
+ public:
+  TileRun(Context& context, const ScheduledMatrix& matrix)
+      : context_(context), matrix_(matrix) {}
+
+  // Acquires tile `first` and, if it is pinned, those after it that are.
+  Status acquire(TileId first) {
+    TileStream& tiles = *context_.tiles;
+    const TileId end = std::min<TileId>(matrix_.first_tile + matrix_.tile_count,
+                                        first + kRunTiles);
+    TileStream::View view;
+    const bool pinned = tiles.peek_pinned(first, &view);
+    for (TileId id = first; id < end; ++id) {
+      if (id > first && !(pinned && tiles.peek_pinned(id, &view))) break;
+      auto acquired = tiles.acquire(id);
+      if (!acquired.ok()) return acquired.status().at(matrix_.name);
+      const Tile& tile = context_.schedule->tiles()[id];
+      parts_[count_++] = {
+          id, rows_, tile.row_begin, tile_rows(matrix_, tile, *acquired)};
+      rows_ += parts_[count_ - 1].weights.rows;
+    }
+    return Status();
+  }
+  void release() {
+    for (size_t i = 0; i < count_; ++i) context_.tiles->release(parts_[i].id);
+  }
+
+  uint32_t count() const { return static_cast<uint32_t>(count_); }
+  size_t rows() const { return rows_; }
+
+  // Rows [begin, end) of the run for all of x, on the calling thread.
+  void multiply(size_t begin,
+                size_t end,
+                const kernels::MatmulInput& x,
+                float* y,
+                size_t y_stride,
+                std::byte* scratch) const {
+    for (size_t i = 0; i < count_; ++i) {
+      const Part& part = parts_[i];
+      const size_t from = std::max(begin, part.first);
+      const size_t to = std::min(end, part.first + part.weights.rows);
+      if (from >= to) continue;
+      kernels::matmul(part.weights,
+                      from - part.first,
+                      to - part.first,
+                      x,
+                      y + part.row_begin,
+                      y_stride,
+                      scratch);
+    }
+  }
+
+ private:
+  struct Part {
+    TileId id;
+    size_t first;      // its first row in the run
+    size_t row_begin;  // and in the matrix
+    kernels::WeightRows weights;
+  };
+  Context& context_;
+  const ScheduledMatrix& matrix_;
+  std::array<Part, kRunTiles> parts_;
+  size_t count_ = 0;
+  size_t rows_ = 0;
+};
+
 }  // namespace
 
 void norm_rows(Context& context,
@@ -84,34 +151,33 @@ void linear(Context& context,
             float* y) {
   const ScheduledMatrix& matrix = context.schedule->matrices()[linear.matrix];
   const kernels::MatmulInput input = prepare(context, matrix, x, rows);
-  for (uint32_t i = 0; i < matrix.tile_count; ++i) {
+  const size_t scratch_bytes = kernels::matmul_scratch_bytes();
+  for (uint32_t i = 0; i < matrix.tile_count;) {
     if (!context.failure.ok()) return;
     if (context.interrupted->load(std::memory_order_relaxed)) {
       context.fail(cancelled("interrupted"));
       return;
     }
-    const TileId id = matrix.first_tile + i;
-    auto view = context.tiles->acquire(id);
-    if (!view.ok()) {
-      context.fail(view.status().at(matrix.name));
-      return;
-    }
-    const Tile& tile = context.schedule->tiles()[id];
-    const kernels::WeightRows w = tile_rows(matrix, tile, *view);
+    TileRun run(context, matrix);
+    const Status acquired = run.acquire(matrix.first_tile + i);
     const double start = now_seconds();
-    const size_t scratch_bytes = kernels::matmul_scratch_bytes();
-    context.pool->parallel_for(
-        w.rows, kRowGrain, [&](size_t begin, size_t end, int thread) {
-          kernels::matmul(w,
-                          begin,
-                          end,
-                          input,
-                          y + tile.row_begin,
-                          linear.rows,
-                          context.thread_scratch(thread, scratch_bytes));
-        });
+    if (acquired.ok()) {
+      context.pool->parallel_for(
+          run.rows(),
+          kernels::kRowGrain,
+          [&](size_t begin, size_t end, int thread) {
+            run.multiply(begin,
+                         end,
+                         input,
+                         y,
+                         linear.rows,
+                         context.thread_scratch(thread, scratch_bytes));
+          });
+    }
     context.compute_seconds += now_seconds() - start;
-    context.tiles->release(id);
+    run.release();
+    if (!acquired.ok()) return context.fail(acquired);
+    i += run.count();
   }
   if (linear.row_order == RowOrder::kInterleavedHeads) {
     unpermute(linear, rows, y);

@@ -13,6 +13,9 @@ namespace {
 using Inputs = std::span<const float* const>;
 using Outputs = std::span<float* const>;
 
+// Fewest values worth a range of their own on a thread.
+constexpr size_t kValueGrain = 2048;
+
 int rows_of(const mx::array& x) {
   return x.shape(0);
 }
@@ -126,7 +129,13 @@ mx::array linear_add(Context& context,
       {residual.shape()},
       [&context, &matrix, rows](Inputs in, Outputs out) {
         fast::linear(context, matrix, in[0], rows, out[0]);
-        kernels::add(in[1], out[0], rows * matrix.rows, out[0]);
+        context.pool->parallel_for(rows * matrix.rows,
+                                   kValueGrain,
+                                   [&](size_t begin, size_t end, int) {
+                                     float* y = out[0] + begin;
+                                     kernels::add(
+                                         in[1] + begin, y, end - begin, y);
+                                   });
       },
       context.mx_stream));
 }
@@ -156,11 +165,14 @@ mx::array gated(Context& context,
         fast::norm_rows(context, norm, in[0], rows, width, normed);
         fast::linear(context, gate, normed, rows, out[0]);
         fast::linear(context, up, normed, rows, ups);
-        if (activation == Activation::kSilu) {
-          kernels::silu_mul(out[0], ups, inner, out[0]);
-        } else {
-          kernels::gelu_tanh_mul(out[0], ups, inner, out[0]);
-        }
+        const auto act = activation == Activation::kSilu
+                             ? kernels::silu_mul
+                             : kernels::gelu_tanh_mul;
+        context.pool->parallel_for(
+            inner, kValueGrain, [&](size_t begin, size_t end, int) {
+              float* y = out[0] + begin;
+              act(y, ups + begin, end - begin, y);
+            });
       },
       context.mx_stream));
 }

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""mlx_flash under programs that use mlx-lm themselves."""

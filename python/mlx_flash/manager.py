@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: MIT
+"""Loads a model under a budget and takes it down again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm import utils
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from . import _engine
+from .config import FlashConfig
+from .headers import Place, read_places
+from .model import flash_class
+from .patch import Patch, Rebuild, Source, patch_model, release, walk
+
+# Of the process, after loading: code and caches of MLX and Python that the
+# first forward touches.
+_RESERVE_BYTES = 44_000_000
+
+# What an automatic prompt chunk may take of the budget.
+_CHUNK_SHARE = 4
+
+_SMALL_MAX = 64 << 10  # bytes of a tensor that stays in memory, at most
+_SMALL_MIN = 256
+
+
+@dataclass
+class Hooks:
+    """For tests: a share of the weights is kept, whatever the process holds."""
+
+    pinned_share: float | None = None
+    tile_bytes: int = 0
+
+
+class FlashManager:
+    """Loads models; each runs in the budget of the config.
+
+    A context manager: leaving it closes what was loaded. Belongs to the thread
+    that loads.
+    """
+
+    def __init__(self, config: FlashConfig | None = None, *, _hooks: Hooks | None = None):
+        self.config = config or FlashConfig()
+        self.config.validate()
+        self._hooks = _hooks or Hooks()
+        self._loaded: list[Loaded] = []
+
+    def __enter__(self) -> FlashManager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def load(
+        self,
+        path_or_repo: str | os.PathLike[str],
+        tokenizer_config: Mapping[str, Any] | None = None,
+        model_config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> tuple[Any, TokenizerWrapper | None]:
+        """The model as mlx-lm builds it, its weights streamed, and its tokenizer.
+
+        The tokenizer is None for a folder that has none. Raises ValueError for
+        what cannot be loaded and for a budget that is too small, naming the
+        smallest that works.
+        """
+        path = utils._download(str(path_or_repo), revision=revision)
+        if not self.config.enabled:
+            return utils.load(str(path), tokenizer_config=dict(tokenizer_config or {}))
+        held = _engine.resident_bytes()
+        loader = _Loader(self.config, self._hooks, Path(path), held)
+        loaded = loader.load(dict(model_config or {}), trust_remote_code)
+        tokenizer = _load_tokenizer(path, tokenizer_config, loaded.config)
+        loaded.begin(tokenizer, held)
+        self._loaded.append(loaded)
+        return loaded.model, tokenizer
+
+    def close(self) -> None:
+        """Gives the memory of all loaded models back; they cannot run again."""
+        while self._loaded:
+            self._loaded.pop().close()
+
+    def stats(self) -> dict[str, Any]:
+        """Of the model loaded last."""
+        return self._last().stats()
+
+    def plan(self) -> dict[str, Any]:
+        """How its budget is spent."""
+        return self._last().plan()
+
+    def _last(self) -> Loaded:
+        if not self._loaded:
+            raise ValueError("no model is loaded")
+        return self._loaded[-1]
+
+
+class Loaded:
+    """One model with its engine."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        engine: _engine.Engine,
+        patch: Patch,
+        flash: FlashConfig,
+        config: dict[str, Any],
+        hooks: Hooks,
+        fast: bool,
+    ):
+        self.model = model
+        self.engine = engine
+        self.patch = patch
+        self.flash = flash
+        self.config = config
+        self.hooks = hooks
+        self.fast = fast
+        self.tokenizer: TokenizerWrapper | None = None
+        self.closed = False
+
+    def begin(self, tokenizer: TokenizerWrapper | None, held_before: int) -> None:
+        """Plans and starts reading."""
+        self.tokenizer = tokenizer
+        _engine.keep_no_free_memory()
+        _engine.return_free_memory()
+        budget = self._budget(held_before)
+        minimum = self.engine.minimum(budget)
+        if self.hooks.pinned_share is not None:
+            weights = self.engine.plan()["weights_bytes"]
+            budget.ram = minimum + int(2 * weights * self.hooks.pinned_share)
+            budget.tables = max(1, int(weights * self.hooks.pinned_share))
+        elif budget.ram < minimum:
+            asked = self.flash.ram_budget_gb
+            given = f"{asked} GB" if asked is not None else "what the machine has free"
+            least = (minimum - held_before) / 1e9
+            raise ValueError(
+                f"FlashConfig.ram_budget_gb: {given} is too small for this model: the "
+                f"smallest that works is {least:.3f} GB, besides the "
+                f"{held_before / 1e9:.3f} GB the process held before"
+            )
+        self._plan = self.engine.start(budget)
+        self.engine.watch_interrupts()
+        if self.flash.debug:
+            _say_plan(self.plan())
+        own = type(self.model)
+        object.__setattr__(self.model, "_flash", self)
+        self.patch.replaced.append((self.model, own))
+        self.model.__class__ = flash_class(own)
+
+    def _budget(self, held_before: int) -> _engine.Budget:
+        budget = _engine.Budget()
+        budget.experts = self.flash.expert_cache_size
+        if self.hooks.pinned_share is not None:
+            budget.fixed = True
+            return budget
+        asked = self.flash.ram_budget_gb
+        if asked is None:
+            budget.ram = _engine.available_ram()
+        else:
+            budget.ram = held_before + int(asked * 1e9)
+        budget.runtime = _engine.resident_bytes() + _RESERVE_BYTES
+        widths = self.patch.widths or [1]
+        # Logits, their logarithms and what a sampler makes of them.
+        budget.decode = self.patch.working_bytes + 24 * max(widths)
+        inner = sorted(widths)[:-1] or widths
+        budget.per_row = 16 * max(inner)
+        return budget
+
+    def plan(self) -> dict[str, Any]:
+        return dict(self._plan) | {
+            "kernels": "fast" if self.fast else "stock",
+            "resident_bytes": self.patch.resident_bytes,
+            "streamed_parameters": self.patch.streamed,
+            "threads": self.engine.threads() if self.fast else 1,
+            "prefill_chunk_size": self.prefill_chunk(),
+        }
+
+    def stats(self) -> dict[str, Any]:
+        return dict(self.engine.stats())
+
+    def prefill_chunk(self) -> int:
+        """Tokens of a prompt in one forward, in the model's stream_generate."""
+        if self.flash.prefill_chunk_size > 0:
+            return self.flash.prefill_chunk_size
+        inner = sorted(self.patch.widths)[:-1] or [1]
+        room = self._plan["ram_bytes"] - self._plan["runtime_bytes"]
+        rows = room // _CHUNK_SHARE // (64 * max(inner))
+        return max(1, min(2048, 1 << max(0, int(rows).bit_length() - 1)))
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.engine.close()
+        release(self.patch)
+
+
+def _say_plan(plan: dict[str, Any]) -> None:
+    for name, value in plan.items():
+        shown = f"{value / 1e6:.1f} MB" if name.endswith("_bytes") else str(value)
+        print(f"[mlx_flash] {name:>24} {shown}", file=sys.stderr)
+
+
+# --- Building without reading -----------------------------------------------
+
+
+class _Loader:
+    def __init__(self, flash: FlashConfig, hooks: Hooks, path: Path, held: int):
+        self.flash = flash
+        self.hooks = hooks
+        self.path = path
+        self.fast = _wants_fast(flash)
+
+    def load(self, model_config: dict[str, Any], trust_remote_code: bool) -> Loaded:
+        files = sorted(self.path.glob("model*.safetensors"))
+        places: dict[str, Place] = {}
+        for number, file in enumerate(files):
+            places |= read_places(file, number)
+
+        def build() -> tuple[nn.Module, dict[str, Any], dict[str, mx.array]]:
+            with _recorded_loads() as raw:
+                model, config = utils.load_model(
+                    self.path,
+                    lazy=True,
+                    model_config=model_config,
+                    trust_remote_code=trust_remote_code,
+                )
+            return model, config, raw
+
+        model, config, raw = build()
+        engine = _engine.Engine(
+            [str(file) for file in files],
+            threads=self.flash.threads,
+            queue_depth=self.flash.pipeline_depth,
+            read_ahead=self.flash.pipelined_execution,
+            tile_bytes=self._tile_bytes(),
+        )
+        try:
+            for name, array in raw.items():
+                place = places.get(name)
+                if place is None or place.bytes != array.nbytes:
+                    raise ValueError(f"{self.path}: {name}: files changed while loading")
+            total = sum(place.bytes for place in places.values())
+            small = max(_SMALL_MIN, min(_SMALL_MAX, total // 1024))
+            source = Source(engine, raw, places, small, self.fast)
+            source.rebuild = Rebuild(source, lambda: build()[::2])
+            patch = patch_model(model, source)
+            engine.forget_undeclared()
+            if self.flash.moe_top_k_override is not None:
+                _override_top_k(model, self.flash.moe_top_k_override)
+        except BaseException:
+            engine.close()
+            raise
+        return Loaded(model, engine, patch, self.flash, config, self.hooks, self.fast)
+
+    def _tile_bytes(self) -> int:
+        if self.hooks.tile_bytes:
+            return self.hooks.tile_bytes
+        if not self.flash.tiled_execution:
+            return 1 << 30  # a matrix is one tile
+        return self.flash.tile_size
+
+
+@contextmanager
+def _recorded_loads() -> Iterator[dict[str, mx.array]]:
+    """Notes what mlx-lm's loader gets from mx.load: nothing of it is read, but
+    these arrays are how tensors are known again after sanitize()."""
+    load = mx.load
+    raw: dict[str, mx.array] = {}
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        arrays = load(*args, **kwargs)
+        if isinstance(arrays, dict):
+            raw.update(arrays)
+        return arrays
+
+    mx.load = recorded
+    try:
+        yield raw
+    finally:
+        mx.load = load
+
+
+def _wants_fast(flash: FlashConfig) -> bool:
+    if flash.kernels == "stock":
+        return False
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    if flash.kernels == "fast" and not on_cpu:
+        raise ValueError("FlashConfig.kernels: 'fast' runs on the CPU; use mx.set_default_device")
+    if flash.kernels == "fast" and not _engine.supported():
+        raise ValueError("FlashConfig.kernels: 'fast' needs fused multiply-add (AVX2 on x86)")
+    return on_cpu and _engine.supported()
+
+
+def _load_tokenizer(
+    path: Path, extra: Mapping[str, Any] | None, config: dict[str, Any]
+) -> TokenizerWrapper | None:
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tiktoken.model")
+    if not any((Path(path) / name).exists() for name in names):
+        return None
+    return utils.load_tokenizer(
+        path, dict(extra or {}), eos_token_ids=config.get("eos_token_id", None)
+    )
+
+
+_TOP_K = ("top_k", "num_experts_per_tok", "moe_k", "k")
+
+
+def _override_top_k(model: nn.Module, top_k: int) -> None:
+    """Sets the number of experts of a token on every router."""
+    found = False
+    for _, module in walk(model):
+        for name in _TOP_K:
+            if isinstance(module.__dict__.get(name), int) and "args" not in name:
+                object.__setattr__(module, name, top_k)
+                found = True
+    if not found:
+        raise ValueError("FlashConfig.moe_top_k_override: this model has no experts")

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The weights of one model for Python: files, weight stream, row tables,
+// kernels, and the budget they share.
+//
+// Python declares what there is (tensors as they lie in the files, matrices of
+// several parts, tables read by the row), then start() plans and reading
+// begins. After that only tasks on MLX's stream threads use it (ops.h), one at
+// a time, under `mutex_`; no function here touches Python. Order, prediction
+// and reading ahead are the TileStream's (residency/tile_stream.h).
+//
+// Declaring and start() belong to one thread. Everything else is thread-safe.
+// Failures are Status values; ops.h turns them into exceptions, which is how
+// MLX reports them.
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "io/file.h"
+#include "io/read_queue.h"
+#include "nn/context.h"
+#include "nn/weight_store.h"
+#include "residency/arena.h"
+#include "residency/plan.h"
+#include "residency/row_reader.h"
+#include "residency/schedule.h"
+#include "residency/tile_stream.h"
+#include "store_types.h"
+
+namespace mlx_flash::python {
+
+using TableId = uint32_t;
+
+class Store {
+ public:
+  using Stats = StoreStats;
+
+  static Result<std::shared_ptr<Store>> open(
+      const std::vector<std::string>& paths, const StoreOptions& options);
+  ~Store();
+  Store(const Store&) = delete;
+  Store& operator=(const Store&) = delete;
+
+  // --- Declaring -------------------------------------------------------------
+
+  // Returns its id. Every part has `rows` rows. `every_pass`: expected in each
+  // pass, in order of declaration.
+  MatrixId add(ScheduledMatrix matrix);
+  // A matrix read by the row: an embedding, or experts (one row each).
+  // `weight`: its share of the memory for tables; 0: a few rows.
+  TableId add_table(ScheduledMatrix table, bool experts);
+
+  // The smallest budget.ram that works with the rest of `budget`.
+  Result<uint64_t> minimum(const Budget& budget) const;
+  Status start(const Budget& budget);
+  const Plan& plan() const { return plan_; }
+  uint64_t weights_bytes() const;
+  uint64_t tables_bytes() const { return tables_bytes_; }
+  // Bytes of a small tensor, read at once.
+  Status read(uint32_t file, uint64_t offset, std::span<std::byte> out) const;
+
+  // --- From tasks ------------------------------------------------------------
+
+  // The whole of a one-part matrix.
+  Status fill(MatrixId id, std::byte* out, const Pass& pass);
+  // Rows `ids` of a one-part table, to where they lie in the whole of it.
+  Status fill_rows(TableId id,
+                   std::span<const uint32_t> ids,
+                   std::byte* out,
+                   const Pass& pass);
+  // y [rows, matrix rows] = x [rows, cols] * W^T.
+  Status multiply(
+      MatrixId id, const float* x, size_t rows, float* y, const Pass& pass);
+  // Rows of an embedding as float32.
+  Status embed(TableId id,
+               std::span<const uint32_t> ids,
+               float* out,
+               const Pass& pass);
+  // y[i] = x[x_rows[i]] * W[experts[i]]^T; a row of the table is one expert.
+  Status multiply_experts(TableId id,
+                          const ExpertShape& expert,
+                          const float* x,
+                          std::span<const uint32_t> x_rows,
+                          std::span<const uint32_t> experts,
+                          float* y,
+                          const Pass& pass);
+
+  // --- From anywhere ---------------------------------------------------------
+
+  // The epoch of operations made from now on.
+  uint64_t begin_epoch() { return ++epoch_; }
+  uint64_t epoch() const { return epoch_; }
+  // Tasks of all operations made so far end as soon as they can, with
+  // kCancelled. Async-signal-safe.
+  void interrupt() { cancelled_.store(epoch_.load()); }
+  bool cancelled(uint64_t epoch) const { return epoch <= cancelled_.load(); }
+  bool closed() const { return closed_; }
+  // Gives all memory back; tasks that come later fail.
+  void close();
+  Stats stats();
+  int threads() const { return pool_ ? pool_->threads() : 0; }
+
+  void count_array(int64_t bytes);
+
+  const ScheduledMatrix& matrix(MatrixId id) const { return matrices_[id]; }
+  const ScheduledMatrix& table(TableId id) const { return tables_[id].matrix; }
+
+ private:
+  struct Table {
+    ScheduledMatrix matrix;
+    bool experts = false;
+    std::unique_ptr<RowReader> reader;
+  };
+
+  Store() = default;
+  uint64_t experts_kept(const Budget& budget) const;
+  uint64_t table_rows(const Table& table, uint64_t kept) const;
+  uint64_t table_bytes(uint64_t kept) const;
+  Result<ScheduleAndPlan> plan_for(const Budget& budget,
+                                   uint64_t tables_bytes) const;
+  Status open_tables(uint64_t kept);
+  // Begins the pass if the operation is the first of one.
+  Status enter(const Pass& pass);
+  void begin_pass(const Pass& pass);
+  void watch_memory();
+  uint64_t outside_arena() const;
+  Status check(const Pass& pass) const;
+  Status copy_tiles(MatrixId id, std::byte* out, const Pass& pass);
+  void reserve_prepared(size_t bytes);
+  Status take_failure();
+
+  StoreOptions options_;
+  std::vector<File> files_;
+  uint64_t alignment_ = 1;
+  std::vector<ScheduledMatrix> matrices_;
+  std::vector<Table> tables_;
+  uint64_t tables_bytes_ = 0;
+
+  std::mutex mutex_;  // one task at a time
+  Budget budget_;
+  Plan plan_;
+  std::unique_ptr<Schedule> schedule_;
+  std::unique_ptr<Arena> arena_;
+  std::unique_ptr<ReadQueue> queue_;
+  std::unique_ptr<TileStream> tiles_;
+  std::unique_ptr<ThreadPool> pool_;
+  nn::Context context_;
+  size_t prepared_bytes_ = 0;
+  std::vector<float> gathered_;  // rows of x of one expert
+  std::vector<float> products_;  // and what came out
+
+  // The pass under way, and its memory (begin_pass, watch_memory).
+  uint64_t pass_epoch_ = 0;
+  uint32_t pass_rows_ = 0;
+  uint64_t pass_begin_bytes_ = 0;  // outside the arena
+  uint64_t pass_peak_bytes_ = 0;
+  uint64_t pin_bytes_ = 0;
+  uint64_t peak_bytes_ = 0;
+  uint32_t watch_ = 0;
+
+  std::atomic<uint64_t> epoch_{1};
+  std::atomic<uint64_t> cancelled_{0};
+  std::atomic<bool> interrupted_{false};
+  std::atomic<bool> closed_{false};
+  std::atomic<int64_t> arrays_bytes_{0};
+  std::atomic<int64_t> arrays_bytes_max_{0};
+  std::atomic<uint64_t> arrays_made_{0};
+};
+
+}  // namespace mlx_flash::python

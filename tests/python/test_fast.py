@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: MIT
+"""`fast` is mlx-lm's float32 run to 1e-3, and the same bits at every budget."""
+
+import pytest
+
+import harness
+import tiny_models
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3_moe", "nemotron_h"])
+def test_is_near_the_float32_run(architecture, bits, tmp_path):
+    tiny_models.write(architecture, tmp_path, bits)
+    expected = harness.reference_float32(tmp_path)
+    runs = [harness.run(tmp_path, share, kernels="fast") for share in harness.SHARES]
+    assert harness.relative_error(runs[0].logits, expected) < 1e-3
+    for run in runs[1:]:
+        assert harness.same_bits(run.logits, runs[0].logits)
+    assert runs[0].stats["bytes_read"] > runs[2].stats["bytes_read"]
+
+
+def test_makes_no_arrays_of_linear_layers(tmp_path):
+    tiny_models.write("llama", tmp_path)
+    run = harness.run(tmp_path, 0.0, kernels="fast")
+    assert run.stats["weight_arrays_made"] == 0
+    assert run.stats["compute_s"] > 0

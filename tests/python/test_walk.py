@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+"""All architectures of mlx-lm (walk.py), in a process of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_every_architecture_equals_mlx_lm():
+    walk = Path(__file__).parent / "walk.py"
+    done = subprocess.run([sys.executable, str(walk)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
