@@ -124,7 +124,7 @@ class Pipe(ChatModel):
             self.assertEqual(done.stdout, plain.stdout)
 
     def test_a_conversation_goes_on_past_a_full_context(self):
-        text = "word " * 40 + "\nOnce\nThe dog\n"
+        text = "word " * 20 + "\nOnce\nThe dog\n"
         more = ["--ctx", "400", "-n", "200", "--ignore-eos"]
         full = self.chat(text, *more)
         self.assertEqual(full.returncode, 1, full.stderr)
