@@ -2,6 +2,7 @@
 
 // What requests leave for later ones that begin the same.
 
+#include <algorithm>
 #include <utility>
 
 #include "base/log.h"
@@ -13,11 +14,13 @@ Status Core::open_prefixes(const KvLayout& layout, const Hooks& hooks) {
   if (stock() || config_.kv_reuse_bytes == 0) return Status();
   std::unique_ptr<KvShelf> shelf;
   if (reuse_on_disk()) {
+    const uint64_t limit = config_.kv_disk_limit;
+    const uint64_t bytes = config_.kv_reuse_bytes;
     FLASH_ASSIGN_OR_RETURN(
         shelf,
         KvShelf::in_file(*queue_,
                          layout,
-                         config_.kv_reuse_bytes,
+                         limit > 0 ? std::min(bytes, limit) : bytes,
                          {.folder = config_.kv_dir, .write = hooks.write_kv}));
   } else {
     FLASH_ASSIGN_OR_RETURN(
