@@ -14,6 +14,7 @@
 #include "base/size.h"
 #include "engine/core.h"
 #include "kernels/matmul.h"
+#include "nn/mlx.h"
 
 namespace mlx_flash {
 namespace {
@@ -144,7 +145,10 @@ Status Core::return_activations() {
   if (lent_bytes_ == 0) return Status();
   reserve_scratch(kDecodeRows);
   kv_pool_->trim();
-  return_free_memory();  // before pins grow into it
+  // Before pins grow into it. MLX keeps what its arrays gave back, for others
+  // of that size: rows of a prompt, which no token needs.
+  mx::clear_cache();
+  return_free_memory();
   const uint64_t budget = arena_->budget_bytes() + lent_bytes_;
   lent_bytes_ = 0;
   return share_out(budget);
