@@ -13,6 +13,7 @@ from typing import Any, Iterator, Mapping
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm import utils
+from mlx_lm.models.cache import KVCache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from . import _engine
@@ -170,6 +171,8 @@ class Loaded:
         widths = self.patch.widths or [1]
         # Logits, their logarithms and what a sampler makes of them.
         budget.decode = self.patch.working_bytes + 24 * max(widths)
+        # The first step of plain caches; what they grow to later is watched.
+        budget.decode += KVCache.step * self.patch.kv_width * 4
         inner = sorted(widths)[:-1] or widths
         budget.per_row = 16 * max(inner)
         return budget

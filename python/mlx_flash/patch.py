@@ -39,6 +39,7 @@ class Patch:
     resident_bytes: int = 0
     working_bytes: int = 0  # the most that arrays of one parameter take
     widths: list[int] = field(default_factory=list)  # outputs of linear layers
+    kv_width: int = 0  # numbers that a token adds to plain KV caches, by names
     replaced: list[tuple[nn.Module, type]] = field(default_factory=list)
     leaves: list[mx.array] = field(default_factory=list)  # their ids are in use
 
@@ -366,6 +367,8 @@ def _patch_module(
             module[key] = _resident(value, source, patch)
     if not large:
         return
+    if "weight" in large:
+        patch.kv_width += _kv_width(path, large["weight"])
     embedding = isinstance(module, (nn.Embedding, nn.QuantizedEmbedding))
     experts = isinstance(module, (SwitchLinear, QuantizedSwitchLinear))
     every_pass = not experts and (tied or not embedding)
@@ -389,6 +392,16 @@ def _patch_module(
         return
     _count_working(patch, large, source)
     adopt(module, Streamed, patch, _flash_weights=weights)
+
+
+def _kv_width(path: str, weight: mx.array) -> int:
+    """Outputs of a key or value projection, by its name."""
+    name = path.rpartition(".")[2]
+    if name in ("k_proj", "v_proj", "wk", "wv", "key", "value"):
+        return weight.shape[0]
+    if "qkv" in name.lower() or name in ("query_key_value", "c_attn", "wqkv"):
+        return weight.shape[0] * 2 // 3  # at most
+    return 0
 
 
 def _patch_fast(

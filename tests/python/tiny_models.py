@@ -163,7 +163,40 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "exaone_moe": {"layer_types": _MIXED, "is_moe_layer": [False, True, True, True]},
     "gear": {"layer_types": _MIXED},
     "gemma3_text": {"sliding_window_pattern": 2},
-    "gemma4_text": {"num_kv_shared_layers": 2, "layer_types": _MIXED, "head_dim": 16},
+    "gemma3n": {
+        "text_config": {
+            name: VALUES[name]
+            for name in (
+                "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
+                "head_dim", "rms_norm_eps", "vocab_size", "num_key_value_heads",
+                "sliding_window", "max_position_embeddings", "rope_theta",
+            )
+        }
+        | {
+            "model_type": "gemma3n_text",
+            "num_kv_shared_layers": 2,
+            "vocab_size_per_layer_input": VOCAB,
+            "rope_local_base_freq": 1000.0,
+            "final_logit_softcapping": 30.0,
+            "layer_types": _MIXED,
+            "activation_sparsity_pattern": [0.9, 0.5, 0.0, 0.0],
+            "hidden_size_per_layer_input": 32,
+            "altup_num_inputs": 3,
+            "altup_coef_clip": 50.0,
+            "altup_correct_scale": True,
+            "altup_active_idx": 0,
+            "laurel_rank": 16,
+        }
+    },
+    "gemma4_text": {
+        "num_kv_shared_layers": 2,
+        "layer_types": _MIXED,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size_per_layer_input": 32,
+        "sliding_window": 8,
+    },
     "glm4_moe": {"rope_scaling": None},
     "glm_moe_dsa": {"rope_parameters": {"rope_theta": 10000.0}},
     "granitemoehybrid": {
@@ -239,7 +272,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mla_scale_kv_lora": True,
     },
     "mamba2": {"num_heads": 8, "head_dim": 16, "time_step_limit": [0.001, 100.0]},
-    "mellum": {"layer_types": _MIXED},
+    "mellum": {
+        "layer_types": _MIXED,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in set(_MIXED)
+        },
+    },
     "minicpm": {"dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12},
     "minicpm3": {"dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12},
     "ministral3": {
@@ -352,7 +390,6 @@ CONFIGS["qwen3_5_moe"] = {
 # Architectures around another one, whose config is inside.
 _TEXT = {
     "gemma3": "gemma3_text",
-    "gemma3n": "gemma3n",
     "gemma4": "gemma4_text",
     "kimi_k25": "deepseek_v3",
     "kimi_vl": "deepseek_v3",
@@ -366,6 +403,8 @@ _TEXT = {
 
 # No tiny model of these, and why.
 EXCEPTIONS: dict[str, str] = {
+    "bitnet": "its linear layers are Metal kernels: mlx-lm cannot run it on a CPU",
+    "phi3small": "mlx-lm itself crashes on it (Segmentation fault, CPU)",
     "olmo": "its module needs the package ai2-olmo (hf_olmo)",
 }
 
