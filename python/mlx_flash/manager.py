@@ -147,7 +147,7 @@ class Loaded:
                 f"smallest that works is {least:.3f} GB, besides the "
                 f"{held_before / 1e9:.3f} GB the process held before"
             )
-        self._plan = self.engine.start(budget)
+        self._plan = self.engine.start(budget) | {"ram_min_bytes": minimum}
         self.engine.watch_interrupts()
         if self.flash.debug:
             _say_plan(self.plan())

@@ -40,6 +40,7 @@ class Patch:
     working_bytes: int = 0  # the most that arrays of one parameter take
     widths: list[int] = field(default_factory=list)  # outputs of linear layers
     kv_width: int = 0  # numbers that a token adds to plain KV caches, by names
+    resident: list[mx.array] = field(default_factory=list)  # to be evaluated
     leaves: list[mx.array] = field(default_factory=list)  # their ids are in use
 
 
@@ -331,6 +332,8 @@ def patch_model(model: nn.Module, source: Source) -> Patch:
     tied = _is_tied(model)
     for path, module in list(walk(model)):
         _patch_module(path, module, source, patch, tied)
+    mx.eval(patch.resident)
+    patch.resident.clear()
     return patch
 
 
@@ -479,7 +482,7 @@ def _resident(array: mx.array, source: Source, patch: Patch) -> mx.array:
         kept = source.engine.read_tensor(array, place.file, place.offset)
     if source.fast and mx.issubdtype(array.dtype, mx.floating):
         kept = kept.astype(mx.float32)
-    mx.eval(kept)
+    patch.resident.append(kept)
     patch.resident_bytes += kept.nbytes
     return kept
 
