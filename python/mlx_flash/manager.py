@@ -6,20 +6,21 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm import utils
+from mlx_lm.models.cache import KVCache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from . import _engine
 from .config import FlashConfig
 from .headers import Place, read_places
 from .model import flash_class
-from .patch import Patch, Rebuild, Source, patch_model, release, walk
+from .patch import Patch, Rebuild, Source, patch_model, walk
 
 # Of the process, after loading: code and caches of MLX and Python that the
 # first forward touches.
@@ -146,13 +147,12 @@ class Loaded:
                 f"smallest that works is {least:.3f} GB, besides the "
                 f"{held_before / 1e9:.3f} GB the process held before"
             )
-        self._plan = self.engine.start(budget)
+        self._plan = self.engine.start(budget) | {"ram_min_bytes": minimum}
         self.engine.watch_interrupts()
         if self.flash.debug:
             _say_plan(self.plan())
         own = type(self.model)
         object.__setattr__(self.model, "_flash", self)
-        self.patch.replaced.append((self.model, own))
         self.model.__class__ = flash_class(own)
 
     def _budget(self, held_before: int) -> _engine.Budget:
@@ -170,6 +170,8 @@ class Loaded:
         widths = self.patch.widths or [1]
         # Logits, their logarithms and what a sampler makes of them.
         budget.decode = self.patch.working_bytes + 24 * max(widths)
+        # The first step of plain caches; what they grow to later is watched.
+        budget.decode += KVCache.step * self.patch.kv_width * 4
         inner = sorted(widths)[:-1] or widths
         budget.per_row = 16 * max(inner)
         return budget
@@ -200,7 +202,6 @@ class Loaded:
             return
         self.closed = True
         self.engine.close()
-        release(self.patch)
 
 
 def _say_plan(plan: dict[str, Any]) -> None:
@@ -221,21 +222,20 @@ class _Loader:
 
     def load(self, model_config: dict[str, Any], trust_remote_code: bool) -> Loaded:
         files = sorted(self.path.glob("model*.safetensors"))
-        places: dict[str, Place] = {}
-        for number, file in enumerate(files):
-            places |= read_places(file, number)
+        by_file = {str(file): read_places(file, n) for n, file in enumerate(files)}
 
-        def build() -> tuple[nn.Module, dict[str, Any], dict[str, mx.array]]:
-            with _recorded_loads() as raw:
+        def build() -> tuple[nn.Module, dict[str, Any], Recorded]:
+            with _recorded_loads() as recorded:
                 model, config = utils.load_model(
                     self.path,
                     lazy=True,
                     model_config=model_config,
                     trust_remote_code=trust_remote_code,
                 )
-            return model, config, raw
+            return model, config, recorded
 
-        model, config, raw = build()
+        model, config, recorded = build()
+        raw, origin = recorded.arrays, recorded.files
         engine = _engine.Engine(
             [str(file) for file in files],
             threads=self.flash.threads,
@@ -244,14 +244,21 @@ class _Loader:
             tile_bytes=self._tile_bytes(),
         )
         try:
+            places: dict[str, Place] = {}
             for name, array in raw.items():
-                place = places.get(name)
+                place = by_file.get(origin[name], {}).get(name)
                 if place is None or place.bytes != array.nbytes:
                     raise ValueError(f"{self.path}: {name}: files changed while loading")
+                places[name] = place
             total = sum(place.bytes for place in places.values())
             small = max(_SMALL_MIN, min(_SMALL_MAX, total // 1024))
             source = Source(engine, raw, places, small, self.fast)
-            source.rebuild = Rebuild(source, lambda: build()[::2])
+
+            def again() -> tuple[nn.Module, dict[str, mx.array]]:
+                model, _, recorded = build()
+                return model, recorded.arrays
+
+            source.rebuild = Rebuild(source, again)
             patch = patch_model(model, source)
             engine.forget_undeclared()
             if self.flash.moe_top_k_override is not None:
@@ -269,22 +276,31 @@ class _Loader:
         return self.flash.tile_size
 
 
-@contextmanager
-def _recorded_loads() -> Iterator[dict[str, mx.array]]:
-    """Notes what mlx-lm's loader gets from mx.load: nothing of it is read, but
-    these arrays are how tensors are known again after sanitize()."""
-    load = mx.load
-    raw: dict[str, mx.array] = {}
+@dataclass
+class Recorded:
+    """What mlx-lm's loader got from mx.load, and from which file."""
 
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        arrays = load(*args, **kwargs)
+    arrays: dict[str, mx.array] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def _recorded_loads() -> Iterator[Recorded]:
+    """Notes what mx.load gives: nothing of it is read, but these arrays are how
+    tensors are known again after sanitize()."""
+    load = mx.load
+    found = Recorded()
+
+    def recorded(file: Any, *args: Any, **kwargs: Any) -> Any:
+        arrays = load(file, *args, **kwargs)
         if isinstance(arrays, dict):
-            raw.update(arrays)
+            found.arrays.update(arrays)
+            found.files.update(dict.fromkeys(arrays, str(file)))
         return arrays
 
     mx.load = recorded
     try:
-        yield raw
+        yield found
     finally:
         mx.load = load
 

@@ -39,7 +39,8 @@ class Patch:
     resident_bytes: int = 0
     working_bytes: int = 0  # the most that arrays of one parameter take
     widths: list[int] = field(default_factory=list)  # outputs of linear layers
-    replaced: list[tuple[nn.Module, type]] = field(default_factory=list)
+    kv_width: int = 0  # numbers that a token adds to plain KV caches, by names
+    resident: list[mx.array] = field(default_factory=list)  # to be evaluated
     leaves: list[mx.array] = field(default_factory=list)  # their ids are in use
 
 
@@ -277,7 +278,7 @@ class FastExperts(StreamedRows):
 _classes: dict[tuple[type, type], type] = {}
 
 
-def adopt(module: nn.Module, mixin: type, patch: Patch, **attributes: Any) -> None:
+def adopt(module: nn.Module, mixin: type, **attributes: Any) -> None:
     """Gives the module a class derived from `mixin` and its own."""
     own = type(module)
     if (mixin, own) not in _classes:
@@ -285,15 +286,7 @@ def adopt(module: nn.Module, mixin: type, patch: Patch, **attributes: Any) -> No
         _classes[mixin, own] = type(own.__name__, (mixin, own), names)
     for name, value in attributes.items():
         object.__setattr__(module, name, value)
-    patch.replaced.append((module, own))
     module.__class__ = _classes[mixin, own]
-
-
-def release(patch: Patch) -> None:
-    """Gives all modules their own classes back."""
-    for module, own in reversed(patch.replaced):
-        module.__class__ = own
-    patch.replaced.clear()
 
 
 # --- Formats of the kernels -------------------------------------------------
@@ -339,6 +332,8 @@ def patch_model(model: nn.Module, source: Source) -> Patch:
     tied = _is_tied(model)
     for path, module in list(walk(model)):
         _patch_module(path, module, source, patch, tied)
+    mx.eval(patch.resident)
+    patch.resident.clear()
     return patch
 
 
@@ -357,15 +352,19 @@ def _patch_module(
     path: str, module: nn.Module, source: Source, patch: Patch, tied: bool
 ) -> None:
     large: dict[str, mx.array] = {}
+    weight = module.get("weight")
+    matrix = isinstance(weight, mx.array) and source.is_large(weight)
     for key, value in list(module.items()):
         if not isinstance(value, mx.array):
             _keep_nested(value)
-        elif source.is_large(value):
+        elif source.is_large(value) or (matrix and key in _PARTS and source.inputs(value)):
             large[key] = value
         elif not key.startswith("_"):
             module[key] = _resident(value, source, patch)
     if not large:
         return
+    if "weight" in large:
+        patch.kv_width += _kv_width(path, large["weight"])
     embedding = isinstance(module, (nn.Embedding, nn.QuantizedEmbedding))
     experts = isinstance(module, (SwitchLinear, QuantizedSwitchLinear))
     every_pass = not experts and (tied or not embedding)
@@ -383,12 +382,22 @@ def _patch_module(
             for key, a in parts.items()
         }
         mixin = StreamedExperts if experts else StreamedEmbedding
-        adopt(module, mixin, patch, _flash_weights=weights, _flash_tables=tables)
+        adopt(module, mixin, _flash_weights=weights, _flash_tables=tables)
         if embedding:
             _count_working(patch, large, source)
         return
     _count_working(patch, large, source)
-    adopt(module, Streamed, patch, _flash_weights=weights)
+    adopt(module, Streamed, _flash_weights=weights)
+
+
+def _kv_width(path: str, weight: mx.array) -> int:
+    """Outputs of a key or value projection, by its name."""
+    name = path.rpartition(".")[2]
+    if name in ("k_proj", "v_proj", "wk", "wv", "key", "value"):
+        return weight.shape[0]
+    if "qkv" in name.lower() or name in ("query_key_value", "c_attn", "wqkv"):
+        return weight.shape[0] * 2 // 3  # at most
+    return 0
 
 
 def _patch_fast(
@@ -428,10 +437,10 @@ def _patch_fast(
             engine, stack, rows, cols, kind, x, ids
         )
     if linear:
-        adopt(module, FastLinear, patch, **attributes)
+        adopt(module, FastLinear, **attributes)
     else:
         attributes["_flash_tables"] = {}
-        adopt(module, FastEmbedding if embedding else FastExperts, patch, **attributes)
+        adopt(module, FastEmbedding if embedding else FastExperts, **attributes)
     return True
 
 
@@ -473,7 +482,7 @@ def _resident(array: mx.array, source: Source, patch: Patch) -> mx.array:
         kept = source.engine.read_tensor(array, place.file, place.offset)
     if source.fast and mx.issubdtype(array.dtype, mx.floating):
         kept = kept.astype(mx.float32)
-    mx.eval(kept)
+    patch.resident.append(kept)
     patch.resident_bytes += kept.nbytes
     return kept
 

@@ -27,9 +27,10 @@ Forward& forward() {
   return state;
 }
 
-Pass pass_of(const Store& store) {
+// Of an operation made now; outside of a forward each is one of its own.
+Pass pass_of(Store& store) {
   const Forward& state = forward();
-  return state.open ? state.pass : Pass{store.epoch(), 0};
+  return state.open ? state.pass : Pass{store.begin_epoch(), 0};
 }
 
 // Tasks run on the CPU; on a GPU its streams wait for them.

@@ -19,8 +19,10 @@ def test_is_near_the_float32_run(architecture, bits, tmp_path):
     assert runs[0].stats["bytes_read"] > runs[2].stats["bytes_read"]
 
 
-def test_makes_no_arrays_of_linear_layers(tmp_path):
-    tiny_models.write("llama", tmp_path)
+@pytest.mark.parametrize("bits", [None, 3, 4, 8])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
+def test_makes_no_arrays_of_linear_layers_and_experts(architecture, bits, tmp_path):
+    tiny_models.write(architecture, tmp_path, bits)
     run = harness.run(tmp_path, 0.0, kernels="fast")
     assert run.stats["weight_arrays_made"] == 0
     assert run.stats["compute_s"] > 0

@@ -76,3 +76,41 @@ def test_mlx_lm_is_killed_there(model):
     except cgroup.Unavailable as reason:
         pytest.skip(str(reason))
     assert done.returncode in (-9, 137), (done.returncode, done.stdout, done.stderr)
+
+
+NEMOTRON = """
+import json, sys, time
+import mlx.core as mx
+mx.disable_compile()
+from mlx_flash import FlashConfig, FlashManager, _engine
+from mlx_lm.generate import generate_step
+held = _engine.resident_bytes()
+begin = time.perf_counter()
+with FlashManager(FlashConfig(ram_budget_gb=float(sys.argv[2]))) as manager:
+    model, _ = manager.load(sys.argv[1])
+    seconds = time.perf_counter() - begin
+    tokens = [t for t, _ in generate_step(mx.array([1, 2, 3, 4, 5]), model, max_tokens=3)]
+print(json.dumps({"load_s": seconds, "tokens": tokens, "held": held,
+                  "peak": _engine.peak_resident_bytes()}))
+"""
+
+
+@pytest.mark.slow
+def test_nemotron_h_of_real_geometry_in_half_its_bytes(tmp_path):
+    """Zeros that take no disk, so its answer says nothing; sizes are real."""
+    import sparse_model
+
+    total = sparse_model.write(sparse_model.NEMOTRON_30B, tmp_path)
+    budget = total / 2
+    done = subprocess.run(
+        [sys.executable, "-c", NEMOTRON, str(tmp_path), str(budget / 1e9)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 17.5e9 < total < 18e9
+    assert len(report["tokens"]) == 3
+    assert report["peak"] <= report["held"] + budget
+    print(report)

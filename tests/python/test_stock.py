@@ -3,12 +3,14 @@
 
 import json
 import threading
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mlx_lm import utils
 
 from mlx_flash import FlashConfig, FlashManager
+from mlx_flash.manager import Hooks
 
 import harness
 import tiny_models
@@ -133,3 +135,31 @@ def test_mlx_lms_own_generate_takes_the_model(tmp_path):
         assert len(model.layers) == len(reference.layers)
         assert type(model).__name__ == type(reference).__name__
     assert got == expected
+
+
+def test_loss_on_a_text_is_mlx_lms_to_the_last_bit():
+    """A trained model (stories260K), 1,000 tokens of prose in two pieces."""
+    from tokenizers import Tokenizer
+
+    root = Path(__file__).resolve().parent.parent.parent
+    folder = root / "testdata" / "models" / "stories260K"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode((root / "README.md").read_text(encoding="utf-8")).ids[:1000]
+    assert len(ids) == 1000
+
+    def loss(model):
+        total = mx.array(0.0)
+        for piece in (ids[:500], ids[500:]):
+            out = model(mx.array([piece[:-1]])).astype(mx.float32)
+            picked = mx.take_along_axis(out[0], mx.array(piece[1:])[:, None], axis=1)[:, 0]
+            total = total + (mx.logsumexp(out[0], axis=1) - picked).sum()
+        return total.item() / (len(ids) - 2)
+
+    reference, _ = utils.load_model(folder)
+    expected = loss(reference)
+    for share in harness.SHARES:
+        hooks = Hooks(pinned_share=share, tile_bytes=harness.HOOK_TILE_BYTES)
+        with FlashManager(FlashConfig(kernels="stock"), _hooks=hooks) as manager:
+            model, _ = manager.load(folder)
+            assert loss(model) - expected == 0
+    assert 0 < expected < 20

@@ -163,7 +163,40 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "exaone_moe": {"layer_types": _MIXED, "is_moe_layer": [False, True, True, True]},
     "gear": {"layer_types": _MIXED},
     "gemma3_text": {"sliding_window_pattern": 2},
-    "gemma4_text": {"num_kv_shared_layers": 2, "layer_types": _MIXED, "head_dim": 16},
+    "gemma3n": {
+        "text_config": {
+            name: VALUES[name]
+            for name in (
+                "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
+                "head_dim", "rms_norm_eps", "vocab_size", "num_key_value_heads",
+                "sliding_window", "max_position_embeddings", "rope_theta",
+            )
+        }
+        | {
+            "model_type": "gemma3n_text",
+            "num_kv_shared_layers": 2,
+            "vocab_size_per_layer_input": VOCAB,
+            "rope_local_base_freq": 1000.0,
+            "final_logit_softcapping": 30.0,
+            "layer_types": _MIXED,
+            "activation_sparsity_pattern": [0.9, 0.5, 0.0, 0.0],
+            "hidden_size_per_layer_input": 32,
+            "altup_num_inputs": 3,
+            "altup_coef_clip": 50.0,
+            "altup_correct_scale": True,
+            "altup_active_idx": 0,
+            "laurel_rank": 16,
+        }
+    },
+    "gemma4_text": {
+        "num_kv_shared_layers": 2,
+        "layer_types": _MIXED,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size_per_layer_input": 32,
+        "sliding_window": 8,
+    },
     "glm4_moe": {"rope_scaling": None},
     "glm_moe_dsa": {"rope_parameters": {"rope_theta": 10000.0}},
     "granitemoehybrid": {
@@ -239,11 +272,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mla_scale_kv_lora": True,
     },
     "mamba2": {"num_heads": 8, "head_dim": 16, "time_step_limit": [0.001, 100.0]},
-    "mellum": {"layer_types": _MIXED},
+    "mellum": {
+        "layer_types": _MIXED,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in set(_MIXED)
+        },
+    },
     "minicpm": {"dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12},
-    "minicpm3": {"dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12},
+    "minicpm3": {
+        "dim_model_base": 32,
+        "scale_depth": 1.4,
+        "scale_emb": 12,
+        "rope_scaling": {
+            "original_max_position_embeddings": 256,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 2.0, 3.0, 4.0],
+        },
+    },
     "ministral3": {
         "layer_types": _MIXED,
+        "sliding_window": 8,
         "rope_parameters": {
             "rope_theta": 10000.0,
             "llama_4_scaling_beta": 0.1,
@@ -323,9 +371,87 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "decay_low_rank_dim": 16,
         "head_dim": 32,
     },
-    "step3p5": {"layer_types": _MIXED},
+    "step3p5": {
+        "layer_types": _MIXED,
+        "num_attention_groups": 2,
+        "moe_top_k": 2,
+        "share_expert_dim": 64,
+        "sliding_window": 8,
+    },
+    "spark2_5": {
+        "layer_types": _MIXED,
+        "rope_parameters": {
+            kind: {"rope_theta": 10000.0, "partial_rotary_factor": 0.5} for kind in set(_MIXED)
+        },
+    },
 }
 
+CONFIGS["muse_spark"] = {
+    "text_config": {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+        "vocab_size": VOCAB,
+        "rms_norm_eps": 1e-5,
+        "post_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 10000.0},
+        "layer_rope_theta": [10000.0, 0.0, 10000.0, 0.0],
+        "layer_types": _MIXED,
+        "sliding_window": 8,
+        "final_logit_softcapping": 30.0,
+        "output_multiplier": 0.5,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_hidden_size": 64,
+        "moe_intermediate_size": 64,
+    }
+}
+CONFIGS["minimax_m3_vl"] = {
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "dense_intermediate_size": 96,
+        "shared_intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+        "vocab_size": VOCAB,
+        "moe_layer_freq": [0, 1, 1, 1],
+    }
+}
+CONFIGS["kimi_k3"] = {
+    "text_config": {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 96,
+        "linear_attn_config": {
+            "full_attn_layers": [2, 4],
+            "kda_layers": [1, 3],
+            "num_heads": 4,
+            "head_dim": 32,
+            "short_conv_kernel_size": 4,
+        },
+        "activation_situ_beta": 1.5,
+        "kv_lora_rank": 32,
+        "q_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "num_shared_experts": 1,
+        "moe_intermediate_size": 64,
+        "first_k_dense_replace": 1,
+    }
+}
 _QWEN35 = {
     name: VALUES[name]
     for name in (
@@ -352,7 +478,6 @@ CONFIGS["qwen3_5_moe"] = {
 # Architectures around another one, whose config is inside.
 _TEXT = {
     "gemma3": "gemma3_text",
-    "gemma3n": "gemma3n",
     "gemma4": "gemma4_text",
     "kimi_k25": "deepseek_v3",
     "kimi_vl": "deepseek_v3",
@@ -366,6 +491,10 @@ _TEXT = {
 
 # No tiny model of these, and why.
 EXCEPTIONS: dict[str, str] = {
+    "prism_hadamard_qwen35": "only packs made by a converter, with a manifest, load",
+    "muse_spark": "one of its kernels is Metal's: mlx-lm cannot run it on a CPU",
+    "bitnet": "its linear layers are Metal kernels: mlx-lm cannot run it on a CPU",
+    "phi3small": "mlx-lm itself crashes on it (Segmentation fault, CPU)",
     "olmo": "its module needs the package ai2-olmo (hf_olmo)",
 }
 

@@ -24,7 +24,7 @@ mx.disable_compile()
 import harness  # noqa: E402
 import tiny_models  # noqa: E402
 
-MADE_MIN = 60
+MADE_MIN = 110
 FAST_BOUND = 1e-3
 
 
