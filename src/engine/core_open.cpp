@@ -366,6 +366,7 @@ Status Core::start(const Hooks& hooks) {
   }
   FLASH_RETURN_IF_ERROR(open_kv_file(layout, hooks));
   FLASH_RETURN_IF_ERROR(start_streams(hooks));
+  FLASH_RETURN_IF_ERROR(open_prefixes(layout, hooks));
   if (stock()) {
     context_.reserve_scratch(
         1, 1, pool_->threads(), kernels::matmul_scratch_bytes());
@@ -436,7 +437,6 @@ Status Core::start_streams(const Hooks& hooks) {
                            KvReader::create(*arena_, *queue_, *kv_file_));
     kv_pool_->attach(kv_file_.get(), kv_reader_.get(), old_kv_limit());
   }
-  FLASH_RETURN_IF_ERROR(open_prefixes(layout, hooks));
   context_.tiles = tiles_.get();
   context_.rows = rows_.get();
   if (experts_ && hooks.wrap_experts) {

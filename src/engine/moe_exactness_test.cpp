@@ -219,7 +219,7 @@ TEST_P(MoeExactness, CacheSizesChangeNoBit) {
   for (const uint64_t share : {60u, 25u, 10u, 0u}) {
     for (const bool look_ahead : {true, false}) {
       config_.ram_bytes = least + weights * share / 100;
-      config_.moe_look_ahead = look_ahead;
+      config_.look_ahead = look_ahead ? LookAhead::kOn : LookAhead::kOff;
       const auto core = open_cached();
       ASSERT_NE(core, nullptr);
       EXPECT_TRUE(same_bits(reference, run(*core))) << share;
