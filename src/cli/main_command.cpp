@@ -96,8 +96,7 @@ constexpr CommandRow kCommands[] = {
 // Promised, not there yet: better a clear answer than "unknown".
 constexpr std::string_view kLaterCommands[] = {
     "serve", "convert", "monitor", "doctor"};
-constexpr std::string_view kLaterOptions[] = {
-    "--modelfile", "--moe-top-k", "--no-learn"};
+constexpr std::string_view kLaterOptions[] = {"--modelfile"};
 
 constexpr const char* kExamples =
     "Examples:\n"
