@@ -297,6 +297,57 @@ std::string llama3_rope_freqs(size_t pairs, double theta, double factor) {
   return data;
 }
 
+TEST(CheckpointGguf, NamesExperts) {
+  TempFolder folder;
+  GgufWriter writer = tiny_llama_gguf();
+  writer.u32("llama.expert_count", 3)
+      .u32("llama.expert_used_count", 2)
+      .u32("llama.expert_feed_forward_length", 64)
+      .tensor(
+          "blk.0.ffn_gate_inp.weight", {3, 32}, 0, std::string(3 * 32 * 4, 0))
+      .tensor("blk.0.ffn_up_exps.weight",
+              {3, 64, 32},
+              8,
+              std::string(3 * 64 * 34, 0))
+      .tensor("blk.0.exp_probs_b.bias", {3}, 0, std::string(12, 0));
+  const auto checkpoint =
+      Checkpoint::open(folder.write("experts.gguf", writer.bytes()));
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().message();
+  const Json& config = checkpoint->config();
+  EXPECT_EQ(config["num_experts"], 3);
+  EXPECT_EQ(config["num_experts_per_tok"], 2);
+  EXPECT_EQ(config["moe_intermediate_size"], 64);
+  EXPECT_EQ(config["norm_topk_prob"], false);
+  EXPECT_NE(checkpoint->find("model.layers.0.mlp.gate.weight"), nullptr);
+  EXPECT_NE(
+      checkpoint->find("model.layers.0.mlp.gate.e_score_correction_bias.bias"),
+      nullptr);
+  const auto experts =
+      checkpoint->experts({.path = "model.layers.0.mlp.switch_mlp.up_proj",
+                           .before = "",
+                           .after = "",
+                           .experts = 3,
+                           .rows = 64,
+                           .cols = 32});
+  ASSERT_TRUE(experts.ok()) << experts.status().message();
+  EXPECT_EQ(experts->format, block_format(WeightKind::kQ8_0));
+  EXPECT_EQ(
+      experts->experts[2].weight.offset - experts->experts[1].weight.offset,
+      64u * 34);
+}
+
+// Converters of 2023 wrote the key for dense models, too.
+TEST(CheckpointGguf, NoExpertsAreNone) {
+  TempFolder folder;
+  GgufWriter writer = tiny_llama_gguf();
+  writer.u32("llama.expert_count", 0).u32("llama.expert_used_count", 0);
+  const auto checkpoint =
+      Checkpoint::open(folder.write("dense.gguf", writer.bytes()));
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().message();
+  EXPECT_FALSE(checkpoint->config().contains("num_experts"));
+  EXPECT_FALSE(checkpoint->config().contains("num_experts_per_tok"));
+}
+
 TEST(CheckpointGguf, RecognisesLlama3RopeFactors) {
   TempFolder folder;
   auto writer = tiny_llama_gguf();
