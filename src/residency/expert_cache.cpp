@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "residency/expert_cache.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <limits>
-
-#include <fmt/format.h>
 
 #include "base/check.h"
 
@@ -215,6 +215,7 @@ void ExpertCache::judge_ahead(uint32_t layer) {
       PieceInfo& piece = info(slab, i);
       if (!piece.ahead) continue;
       piece.ahead = false;
+      if (!wanted) leave_window(piece);
       const bool used = wanted && piece.state != State::kAbsent;
       const uint64_t bytes = schedule_.piece_bytes(layer, i);
       (used ? stats_.ahead_used_bytes : stats_.ahead_wasted_bytes) += bytes;

@@ -35,6 +35,7 @@ uint32_t ExpertCache::place(SlabId slab, uint32_t index, bool ahead) {
   const uint32_t memory_class = schedule_.class_of(layer, index);
   float score = frequency_.scores(layer)[schedule_.expert_of(slab)];
   if (ahead) score = std::max(score, kAheadChance);
+  PieceInfo& piece = info(slab, index);
   for (;;) {
     const uint32_t slot = slots_.take(memory_class);
     if (slot != ExpertSlots::kNone) return slot;
@@ -45,9 +46,9 @@ uint32_t ExpertCache::place(SlabId slab, uint32_t index, bool ahead) {
     const bool costly = victim.slab != kNone && victim.rank > score;
     if (costly && window_ >= window_max_ && !forced_) return kNone;
     if (victim.slab == kNone) {
+      leave_window(piece);
       return forced_ && !ahead ? place_by_force(memory_class) : kNone;
     }
-    PieceInfo& piece = info(slab, index);
     if (costly && !piece.costly) {
       piece.costly = true;
       ++window_;

@@ -51,7 +51,7 @@ struct ExpertRange {
 struct ExpertPieceLayout {
   std::array<ExpertRange, kExpertRangesMax> ranges;
   uint32_t range_count = 0;
-  // As ExpertRows, with offsets inside the piece's memory for pointers.
+  // As ExpertStream::Rows, with offsets inside the piece's memory for pointers.
   struct Rows {
     uint32_t matrix = 0;
     uint32_t row_begin = 0;
