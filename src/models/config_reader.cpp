@@ -50,6 +50,13 @@ uint32_t ConfigReader::whole_or(const char* key, uint32_t value) {
   return size(key);
 }
 
+uint32_t ConfigReader::size_times(const char* key, uint32_t factor) {
+  const uint64_t product = uint64_t{size(key)} * factor;
+  if (product < 2147483648) return static_cast<uint32_t>(product);
+  fail(fmt::format("{} is too large", key));
+  return 1;
+}
+
 std::vector<uint32_t> ConfigReader::windows(const char* key,
                                             uint32_t layers,
                                             uint32_t sliding_window) {

@@ -25,6 +25,8 @@ class ConfigReader {
   uint32_t size(const char* key);
   uint32_t size_or(const char* key, uint32_t value);
   uint32_t whole_or(const char* key, uint32_t value);  // may be 0
+  // A size times `factor`, which must be a size too.
+  uint32_t size_times(const char* key, uint32_t factor);
   double number(const char* key);
   double number_or(const char* key, double value);
   bool flag_or(const char* key, bool value);

@@ -57,7 +57,7 @@ Result<DecoderConfig> deepseek_config(const Json& config) {
                  .scoring = nn::Scoring::kSoftmax};
   if (in.has("n_shared_experts")) {
     moe.shared_intermediate_size =
-        moe.moe_intermediate_size * in.size("n_shared_experts");
+        in.size_times("n_shared_experts", moe.moe_intermediate_size);
   }
   if (!in.status().ok()) return in.status();
   return out;

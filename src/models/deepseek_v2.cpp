@@ -42,7 +42,7 @@ MoeConfig experts(ConfigReader& in, uint32_t layers) {
   }
   if (in.has("n_shared_experts")) {
     moe.shared_intermediate_size =
-        moe.moe_intermediate_size * in.size("n_shared_experts");
+        in.size_times("n_shared_experts", moe.moe_intermediate_size);
   }
   return moe;
 }

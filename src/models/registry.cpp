@@ -52,7 +52,7 @@ Status check_experts(const MoeConfig& moe) {
   const auto wrong = [](const std::string& what) {
     return invalid_input("config.json: " + what);
   };
-  constexpr uint32_t kExpertsMax = 4096;
+  constexpr uint32_t kExpertsMax = 1024;
   const nn::Routing& routing = moe.routing;
   if (routing.experts > kExpertsMax) {
     return wrong(fmt::format(
@@ -117,6 +117,10 @@ Status check(const DecoderConfig& config) {
       return wrong(
           fmt::format("a width of {} is more than {}", width, kWidthMax));
     }
+  }
+  if (config.num_attention_heads > 4096) {
+    return wrong(fmt::format("num_attention_heads {} is more than 4096",
+                             config.num_attention_heads));
   }
   if (config.num_hidden_layers > 4096) {
     return wrong(fmt::format("num_hidden_layers {} is more than 4096",
