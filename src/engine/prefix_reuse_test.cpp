@@ -419,25 +419,6 @@ TEST_F(PrefixReuse, ALostBlockIsComputedAgain) {
   }
 }
 
-TEST_F(PrefixReuse, TheDisksLimitIsForBothFiles) {
-  write();
-  Config config = this->config(0, true, 500'000);
-  config.kv_disk_limit = 500'000;
-  const auto refused = Engine::open(config);
-  ASSERT_FALSE(refused.ok());
-  EXPECT_NE(refused.status().message().find("--kv-reuse"), std::string::npos);
-  config.kv_disk_limit = 600'000;
-  const auto engine = open(config);
-  const auto session = engine->new_session();
-  const Status full = session->forward(request(), {}, {});
-  EXPECT_EQ(full.code(), StatusCode::kExhausted);
-  EXPECT_NE(full.message().find("--kv-disk-limit"), std::string::npos);
-  EXPECT_LE(engine->counters().kv_disk_bytes, 100'000u);
-  session->impl().keep();
-  EXPECT_GT(engine->counters().kv_reuse_bytes, 0u);
-  EXPECT_LE(engine->counters().kv_reuse_bytes, 500'000u);
-}
-
 TEST_F(PrefixReuse, AFullDiskKeepsLessAndStopsNothing) {
   write();
   Core::Hooks hooks;
