@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <initializer_list>
 #include <thread>
 #include <vector>
 
@@ -15,8 +16,9 @@ TEST(ThreadPool, CoversEveryIndexOnceInWholeGrains) {
   for (int threads : {1, 2, 3, 8}) {
     ThreadPool pool(threads);
     ASSERT_EQ(pool.threads(), threads);
-    for (size_t grain : {1, 5, 32}) {
-      for (size_t n : {0, 1, 4, 5, 31, 32, 33, 1000}) {
+    for (size_t grain : std::initializer_list<size_t>{1, 5, 32}) {
+      for (size_t n :
+           std::initializer_list<size_t>{0, 1, 4, 5, 31, 32, 33, 1000}) {
         std::vector<std::atomic<int>> seen(n);
         std::atomic<int> wrong = 0;
         pool.parallel_for(n, grain, [&](size_t begin, size_t end, int thread) {
