@@ -45,6 +45,7 @@ TinyModel small_model() {
   model.intermediate_size = 64;
   model.num_attention_heads = 2;
   model.num_key_value_heads = 1;
+  model.max_position_embeddings = 8192;
   return model;
 }
 
@@ -58,7 +59,8 @@ class PrefixReuse : public ::testing::Test {
     Config config;
     config.model = folder_.path() + "/m";
     config.ram_bytes = 1'000'000'000;
-    config.context = kTokens + 100;
+    // Long enough that old blocks go to the file where they may.
+    config.context = disk ? 4000 : kTokens + 100;
     config.prefill_rows = 300;
     config.threads = 1;
     config.kernels = Kernels::kFast;
@@ -145,6 +147,7 @@ TEST_F(PrefixReuse, CutAnywhereItChangesNoBit) {
       const auto engine = open(config(bits, disk));
       leave(*engine, request(), ends);
       EXPECT_GT(engine->counters().kv_reuse_bytes, 0u);
+      EXPECT_EQ(engine->counters().kv_bytes_written > 0, disk);
       EXPECT_EQ(engine->plan().kv_reuse_bytes, disk ? 0u : 40'000'000u);
       size_t reused = 0;
       for (size_t i = 0; i < cuts.size(); ++i) {
