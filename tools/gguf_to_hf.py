@@ -27,6 +27,9 @@ SCALARS = {
 # runs the model with half-split rope.
 PERMUTED = {"llama"}
 
+# What config.json calls an architecture with experts.
+EXPERTS = {"llama": "mixtral", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
+
 NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -42,6 +45,14 @@ NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
+    "ffn_up_exps": "mlp.switch_mlp.up_proj",
+    "ffn_down_exps": "mlp.switch_mlp.down_proj",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
 }
 
 
@@ -227,11 +238,14 @@ def unpermute(weight, heads):
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def translate(name):
+def translate(name, model_type):
     stem, suffix = name.rsplit(".", 1)
     if stem.startswith("blk."):
         _, layer, stem = stem.split(".", 2)
-        return f"model.layers.{layer}.{NAMES[stem]}.{suffix}"
+        path = NAMES[stem]
+        if model_type == "mixtral":
+            path = path.replace("mlp.", "block_sparse_moe.", 1)
+        return f"model.layers.{layer}.{path}.{suffix}"
     return f"{NAMES[stem]}.{suffix}"
 
 
@@ -262,6 +276,19 @@ def make_config(metadata, shapes):
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
         "torch_dtype": "float32",
     }
+    experts = key("expert_count", 0)
+    if experts:
+        config["model_type"] = EXPERTS.get(arch, arch)
+        # Known to llama.cpp by the architecture.
+        config["norm_topk_prob"] = arch == "qwen3moe"
+        config["decoder_sparse_step"] = 1
+        config["mlp_only_layers"] = []
+        config["num_experts"] = config["num_local_experts"] = experts
+        config["num_experts_per_tok"] = key("expert_used_count")
+        config["moe_intermediate_size"] = key("expert_feed_forward_length")
+        config["shared_expert_intermediate_size"] = key(
+            "expert_shared_feed_forward_length"
+        )
     scaling = key("rope.scaling.type", "none")
     if scaling != "none":
         config["rope_scaling"] = {
@@ -310,7 +337,7 @@ def main():
     reader = Reader(args.gguf)
     metadata, tensors, data_begin = read_header(reader)
     config = make_config(metadata, {name: shape for name, shape, _, _ in tensors})
-    permuted = config["model_type"] in PERMUTED
+    permuted = metadata["general.architecture"] in PERMUTED
     arrays = {}
     for name, shape, kind, offset in tensors:
         array = dequantize(reader.data, data_begin + offset, shape, kind)
@@ -321,7 +348,7 @@ def main():
         if permuted and stem in ("attn_q", "attn_k"):
             which = "attention" if stem == "attn_q" else "key_value"
             array = unpermute(array, config[f"num_{which}_heads"])
-        arrays[translate(name)] = array
+        arrays[translate(name, config["model_type"])] = array
     folder = pathlib.Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", arrays)

@@ -32,6 +32,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import utils as lm_utils
 
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny_experts
+
 VOCAB = 307
 DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
 
@@ -59,6 +62,10 @@ class Case:
     chunks: list = field(default_factory=lambda: [DECODE])
     # Other lengths for `fast` (see dynamic rope); None: as `chunks`.
     fast_chunks: Optional[list] = None
+    # Changes the tensors as they are written; gets and returns name -> array.
+    layout: Optional[Callable[[dict], dict]] = None
+    # MLX's CPU cannot run it: only `fast` is compared.
+    fast_only: bool = False
 
 
 def llama(**changes: Any) -> dict:
@@ -494,7 +501,208 @@ def gguf_cases() -> list:
     return cases
 
 
-CASES = architecture_cases() + quantised_cases() + gguf_cases()
+def of_each_expert(weights: dict) -> dict:
+    return tiny_experts.unstacked(weights, tiny_experts.OWN_NAMES)
+
+
+def of_each_mixtral_expert(weights: dict) -> dict:
+    return tiny_experts.unstacked(weights, tiny_experts.MIXTRAL_NAMES)
+
+
+def with_kv_b(weights: dict) -> dict:
+    return tiny_experts.with_kv_b(of_each_expert(weights))
+
+
+def expert_cases() -> list:
+    def mixtral(**changes):
+        return tiny_experts.mixtral(VOCAB, **changes)
+
+    def qwen2(**changes):
+        return tiny_experts.qwen2_moe(VOCAB, **changes)
+
+    def qwen3(**changes):
+        return tiny_experts.qwen3_moe(VOCAB, **changes)
+
+    def olmoe(**changes):
+        return tiny_experts.olmoe(VOCAB, **changes)
+
+    def gpt_oss(**changes):
+        return tiny_experts.gpt_oss(VOCAB, **changes)
+
+    def granitemoe(**changes):
+        return tiny_experts.granitemoe(VOCAB, **changes)
+
+    def glm4_moe(**changes):
+        return tiny_experts.glm4_moe(VOCAB, **changes)
+
+    def deepseek(**changes):
+        return tiny_experts.deepseek(VOCAB, **changes)
+
+    def v2(**changes):
+        return tiny_experts.deepseek_v2(VOCAB, **changes)
+
+    def v3(**changes):
+        return tiny_experts.deepseek_v3(VOCAB, **changes)
+
+    wide_latent = dict(
+        q_lora_rank=64, kv_lora_rank=64, qk_nope_head_dim=64, v_head_dim=32
+    )
+
+    def mxfp4_experts(path, module):
+        # As published: experts in mxfp4, the rest affine at 8 bits.
+        return True if ".experts." in path else affine(8, 64)
+
+    both = [DECODE, RAGGED]
+    # Widths for groups of 64, and heads of 32.
+    wide = dict(hidden_size=192, moe_intermediate_size=64)
+    blocks = dict(moe_intermediate_size=64)
+    return [
+        Case("mixtral_f32", mixtral(), "f32"),
+        Case("mixtral_tied_f32", mixtral(tie_word_embeddings=True), "f32"),
+        Case("mixtral_experts_f32", mixtral(), "f32", layout=of_each_mixtral_expert),
+        Case(
+            "mixtral_experts_4bit_bf16",
+            mixtral(hidden_size=192, intermediate_size=128),
+            quant=affine(4, 64),
+            layout=of_each_mixtral_expert,
+            shard_bytes=90_000,
+        ),
+        Case(
+            "mixtral_experts_bf16", mixtral(), layout=of_each_mixtral_expert, fast_only=True
+        ),
+        Case("mixtral_mxfp4_bf16", mixtral(intermediate_size=96), quant=fp_mode("mxfp4")),
+        Case("qwen2_moe_f32", qwen2(), "f32"),
+        Case("qwen2_moe_experts_f32", qwen2(), "f32", layout=of_each_expert),
+        Case(
+            "qwen2_moe_4bit_bf16",
+            qwen2(**wide, shared_expert_intermediate_size=128),
+            quant=affine(4, 64),
+        ),
+        Case("qwen3_moe_f32", qwen3(), "f32"),
+        Case(
+            "qwen3_moe_mixed_layers_f32",
+            qwen3(
+                num_hidden_layers=5,
+                decoder_sparse_step=2,
+                mlp_only_layers=[3],
+                norm_topk_prob=False,
+                tie_word_embeddings=True,
+            ),
+            "f32",
+        ),
+        Case("qwen3_moe_experts_f32", qwen3(), "f32", layout=of_each_expert, shard_bytes=60_000),
+        Case("qwen3_moe_experts_bf16", qwen3(), layout=of_each_expert, fast_only=True),
+        # mlx-lm's own choice: routers at 8 bits in groups of 64.
+        Case("qwen3_moe_4bit_bf16", qwen3(**wide, head_dim=32), quant=affine(4, 64)),
+        Case("qwen3_moe_3bit_f16", qwen3(**wide, head_dim=32), "f16", affine(3, 64)),
+        Case("olmoe_f32", olmoe(), "f32"),
+        Case(
+            "olmoe_norm_f32",
+            olmoe(norm_topk_prob=True, head_dim=40, rope_scaling=YARN, attention_bias=True),
+            "f32",
+        ),
+        Case("olmoe_biases_f32", olmoe(mlp_bias=True, num_experts_per_tok=4), "f32"),
+        Case(
+            "olmoe_biases_4bit_bf16",
+            olmoe(mlp_bias=True, intermediate_size=96),
+            quant=affine(4, 32),
+        ),
+        Case("gpt_oss_f32", gpt_oss(), "f32", chunks=both),
+        Case(
+            "gpt_oss_full_first_f32",
+            gpt_oss(layer_types=FULL_FIRST, num_hidden_layers=3, rope_scaling=None),
+            "f32",
+            chunks=both,
+        ),
+        Case(
+            "gpt_oss_mxfp4_bf16",
+            gpt_oss(hidden_size=128, head_dim=32, intermediate_size=96),
+            quant=fp_mode("mxfp4", predicate=mxfp4_experts),
+            chunks=both,
+        ),
+        Case("granitemoe_f32", granitemoe(), "f32"),
+        Case(
+            "granitemoe_biases_f32",
+            granitemoe(attention_bias=True, tie_word_embeddings=True, logits_scaling=1.0),
+            "f32",
+        ),
+        # mlx-lm's own choice: down, o_proj, routers and the head at 8 bits.
+        Case(
+            "granitemoe_4bit_bf16",
+            granitemoe(hidden_size=192, intermediate_size=128),
+            quant=affine(4, 64),
+        ),
+        Case("glm4_moe_f32", glm4_moe(), "f32"),
+        Case("glm4_moe_experts_f32", glm4_moe(), "f32", layout=of_each_expert),
+        Case(
+            "glm4_moe_groups_f32",
+            glm4_moe(
+                n_group=4,
+                topk_group=2,
+                num_experts_per_tok=2,
+                use_qk_norm=True,
+                attention_bias=False,
+                first_k_dense_replace=0,
+            ),
+            "f32",
+        ),
+        Case("glm4_moe_4bit_bf16", glm4_moe(**wide), quant=affine(4, 64)),
+        Case("deepseek_f32", deepseek(), "f32"),
+        Case(
+            "deepseek_experts_f32",
+            deepseek(moe_layer_freq=2, first_k_dense_replace=0, attention_bias=True),
+            "f32",
+            layout=of_each_expert,
+        ),
+        Case(
+            "deepseek_4bit_bf16",
+            deepseek(**wide, intermediate_size=128, rope_scaling=None),
+            quant=affine(4, 64),
+        ),
+        Case("deepseek_v2_f32", v2(), "f32"),
+        Case(
+            "deepseek_v2_groups_f32",
+            {
+                **v2(
+                    topk_method="group_limited_greedy",
+                    n_routed_experts=9,
+                    n_group=3,
+                    topk_group=2,
+                    attention_bias=True,
+                ),
+                "q_lora_rank": None,
+            },
+            "f32",
+            layout=of_each_expert,
+        ),
+        Case(
+            "deepseek_v2_4bit_bf16",
+            v2(**wide, **wide_latent, intermediate_size=128),
+            quant=affine(4, 64),
+        ),
+        Case("deepseek_v3_f32", v3(), "f32", chunks=[DECODE, GROWING]),
+        Case("deepseek_v3_kv_b_f32", v3(rope_scaling=None), "f32", layout=with_kv_b),
+        Case(
+            "deepseek_v3_4bit_bf16",
+            v3(**wide, **wide_latent, intermediate_size=128),
+            quant=affine(4, 64),
+        ),
+        Case("gguf_mixtral_F32", mixtral(), "f32", gguf="F32"),
+        Case("gguf_mixtral_Q8_0", mixtral(intermediate_size=96), "f32", gguf="Q8_0"),
+        Case(
+            "gguf_mixtral_Q4_K",
+            mixtral(hidden_size=256, num_attention_heads=8, intermediate_size=256),
+            "f32",
+            gguf="Q4_K",
+        ),
+        Case("gguf_qwen2moe_Q4_0", qwen2(**blocks, shared_expert_intermediate_size=96), "f32", gguf="Q4_0"),
+        Case("gguf_qwen3moe_Q8_0", qwen3(**blocks, head_dim=32), "f32", gguf="Q8_0"),
+        Case("gguf_qwen3moe_F16", qwen3(), "f32", gguf="F16"),
+        Case("gguf_olmoe_Q4_1", olmoe(intermediate_size=96), "f32", gguf="Q4_1"),
+    ]
+
+
+CASES = architecture_cases() + quantised_cases() + gguf_cases() + expert_cases()
 
 
 def random_weights(model: nn.Module, config: dict, seed: int) -> None:
@@ -507,7 +715,7 @@ def random_weights(model: nn.Module, config: dict, seed: int) -> None:
         noise = mx.random.normal(value.shape, key=own)
         if "norm" in name:
             value = 1.0 + 0.35 * noise
-        elif name.endswith(".bias"):
+        elif name.endswith((".bias", ".sinks", "e_score_correction_bias")):
             value = 0.4 * noise
         elif "embed_tokens" in name:
             value = 0.6 * noise
@@ -517,6 +725,8 @@ def random_weights(model: nn.Module, config: dict, seed: int) -> None:
             # keys in f16 have by themselves above what `fast` may have in all.
             if "lm_head" in name:
                 gain *= 3.0
+            if name.endswith((".gate.weight", ".router.weight", ".router.layer.weight")):
+                gain *= 2.0  # routers that prefer some experts
             value = gain * noise
         filled.append((name, value))
     model.update(tree_unflatten(filled))
@@ -627,8 +837,22 @@ def write_folder(case: Case, folder: Path) -> None:
         lm_utils.save_model(folder, model)
     finally:
         lm_utils.make_shards = make_shards
+    if case.layout:
+        rewrite_files(folder, case.layout)
     lm_utils.save_config(config, folder / "config.json")
     write_tokenizer(folder)
+
+
+def rewrite_files(folder: Path, layout: Callable[[dict], dict]) -> None:
+    """The tensors of each file as `layout` has them, and the index again."""
+    places = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        weights = layout(dict(mx.load(str(file))))
+        mx.eval(list(weights.values()))
+        mx.save_safetensors(str(file), weights, {"format": "mlx"})
+        places.update({name: file.name for name in weights})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def write_gguf(case: Case, folder: Path) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Writes a small GGUF file (version 3) from Hugging Face weights.
 
-Only what the parity tests need: llama, qwen2 and qwen3, the block types of
-TYPES, metadata as converters write it. The layout follows the GGUF
-specification; llama's q and k rows are permuted for interleaved rope.
+Only what the parity tests need: llama, qwen2 and qwen3 and their relatives with
+experts, the block types of TYPES, metadata as converters write it. The layout
+follows the GGUF specification; q and k rows of llama and mixtral, which GGUF
+calls llama too, are permuted for interleaved rope.
 """
 
 import struct
@@ -97,6 +98,12 @@ def permute(w: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(w.reshape(shape).swapaxes(1, 2)).reshape(w.shape)
 
 
+# What GGUF calls an architecture, where not as config.json.
+ARCHITECTURES = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
+# Matrices that converters keep in float32.
+FLOAT_PARTS = ("ffn_gate_inp.", "ffn_gate_inp_shexp.")
+
+
 def gguf_name(name: str) -> str:
     fixed = {
         "model.embed_tokens": "token_embd",
@@ -115,8 +122,16 @@ def gguf_name(name: str) -> str:
         "mlp.gate_proj": "ffn_gate",
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
+        "mlp.gate": "ffn_gate_inp",
+        "mlp.switch_mlp.gate_proj": "ffn_gate_exps",
+        "mlp.switch_mlp.up_proj": "ffn_up_exps",
+        "mlp.switch_mlp.down_proj": "ffn_down_exps",
+        "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_expert.up_proj": "ffn_up_shexp",
+        "mlp.shared_expert.down_proj": "ffn_down_shexp",
+        "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     }
-    path, kind = name.rsplit(".", 1)
+    path, kind = name.replace("block_sparse_moe.", "mlp.").rsplit(".", 1)
     if path in fixed:
         return f"{fixed[path]}.{kind}"
     _, _, layer, rest = path.split(".", 3)
@@ -142,7 +157,7 @@ def field(key: str, kind: int, value) -> bytes:
 
 
 def metadata(config: dict, tokens: list) -> list:
-    arch = config["model_type"]
+    arch = ARCHITECTURES.get(config["model_type"], config["model_type"])
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     fields = [
@@ -170,6 +185,18 @@ def metadata(config: dict, tokens: list) -> list:
         field("tokenizer.ggml.bos_token_id", U32, 1),
         field("tokenizer.ggml.eos_token_id", U32, 2),
     ]
+    experts = config.get("num_experts", config.get("num_local_experts"))
+    if experts:
+        fields += [
+            field(f"{arch}.expert_count", U32, experts),
+            field(f"{arch}.expert_used_count", U32, config["num_experts_per_tok"]),
+        ]
+    for key, name in (
+        ("moe_intermediate_size", "expert_feed_forward_length"),
+        ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+    ):
+        if key in config:
+            fields.append(field(f"{arch}.{name}", U32, config[key]))
     scaling = config.get("rope_scaling")
     if scaling:
         fields += [
@@ -185,14 +212,15 @@ def write(path: Path, config: dict, weights: dict, block: str, tokens: list) -> 
     infos, data, meant = [], bytearray(), {}
     for name, array in weights.items():
         value = np.array(array.astype(mx.float32))
-        kind = block if value.ndim == 2 else "F32"
+        stored = gguf_name(name)
+        kind = "F32" if value.ndim == 1 or any(p in stored for p in FLOAT_PARTS) else block
         packed, values = encode(value, kind)
         meant[name] = mx.array(values)
         projection = name.split(".")[-2]
-        if config["model_type"] == "llama" and projection in ("q_proj", "k_proj"):
+        if config["model_type"] in ("llama", "mixtral") and projection in ("q_proj", "k_proj"):
             key = "num_attention_heads" if projection == "q_proj" else "num_key_value_heads"
             packed, _ = encode(permute(value, config[key]), kind)
-        info = string(gguf_name(name)) + struct.pack("<I", value.ndim)
+        info = string(stored) + struct.pack("<I", value.ndim)
         info += struct.pack(f"<{value.ndim}Q", *reversed(value.shape))
         infos.append(info + struct.pack("<IQ", TYPES[kind][0], len(data)))
         data += packed + bytes(-len(packed) % ALIGNMENT)

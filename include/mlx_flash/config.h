@@ -19,6 +19,10 @@ enum class KvType { kAuto, kF32, kF16, kBF16 };
 
 enum class IoBackend { kAuto, kUring, kThreads };
 
+// Whether experts that a layer will probably use are read before it is sure.
+// Auto: where trying has shown that it pays.
+enum class LookAhead { kAuto, kOn, kOff };
+
 struct Config {
   // A folder in Hugging Face or MLX layout, or a .gguf file.
   std::string model = {};
@@ -44,9 +48,27 @@ struct Config {
   std::string kv_dir = {};     // of that file; empty: the temporary folder
   uint64_t kv_disk_limit = 0;  // bytes of that file; 0: none
 
+  // The keys and values of prompts and answers that are kept for later requests
+  // of any session that begin the same, in fast; the least recently used go
+  // first. In memory, as a part of ram_bytes, or on disk where kv_ram_bytes
+  // sends the cache there. 0: none. Changes no bit (docs/KV.md).
+  uint64_t kv_reuse_bytes = 0;
+
+  // The unbounded mode, in fast: where the context is full, the first tokens,
+  // this many in whole blocks of 64, and the newest are kept, and what is
+  // between is forgotten. 0: an answer ends there (docs/KV.md).
+  uint64_t kv_keep_tokens = 0;
+
   IoBackend io = IoBackend::kAuto;
 
   int threads = 0;  // compute threads; 0: one for each core
+
+  // Experts of a mixture that a token uses, fewer or more than the model was
+  // made for: other answers. 0: the model's own number.
+  uint32_t moe_top_k = 0;
+  // Of a mixture: whether a layer's router is asked early, so that its experts
+  // can be read ahead. Changes no bit.
+  LookAhead look_ahead = LookAhead::kAuto;
 
   // Tokens of one forward while a prompt is read. 0: planned (fast), 2048
   // (stock, as mlx-lm). Changes no bit in fast.
@@ -62,6 +84,10 @@ struct Config {
   // are paced where computing is the bottleneck. Changes no bit.
   bool read_ahead = true;
   bool bandwidth_controller = true;
+
+  // Where what was learnt of a model's experts is kept for the next run: which
+  // of them are used most. Empty: nowhere.
+  std::string learnt_dir = {};
 
   // The most to read from the disk, bytes per second. 0: no limit.
   double disk_limit_bytes_per_s = 0;

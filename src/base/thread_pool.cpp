@@ -50,9 +50,7 @@ void ThreadPool::run(size_t n, size_t grain, Call call, const void* fn) {
   call_ = call;
   fn_ = fn;
   n_ = n;
-  // A few ranges per thread even out cores of unequal speed.
-  const size_t pieces = static_cast<size_t>(threads()) * 4;
-  grain_ = std::max(grain, (n + pieces - 1) / pieces);
+  grain_ = grain;
   next_.store(0, std::memory_order_relaxed);
   busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   {
@@ -71,10 +69,18 @@ void ThreadPool::run(size_t n, size_t grain, Call call, const void* fn) {
 }
 
 void ThreadPool::work(int thread) {
-  for (;;) {
-    const size_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= n_) return;
-    call_(fn_, begin, std::min(n_, begin + grain_), thread);
+  // Half of an even share of what is left: few ranges, and those at the end are
+  // small, so that threads of unequal speed end together.
+  const size_t shares = 2 * static_cast<size_t>(threads()) * grain_;
+  size_t begin = next_.load(std::memory_order_relaxed);
+  while (begin < n_) {
+    const size_t grains = std::max<size_t>(1, (n_ - begin) / shares);
+    const size_t end = std::min(n_, begin + grains * grain_);
+    if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
+      continue;
+    }
+    call_(fn_, begin, end, thread);
+    begin = next_.load(std::memory_order_relaxed);
   }
 }
 

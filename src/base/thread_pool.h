@@ -30,10 +30,10 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls fn(begin, end, thread) for disjoint ranges that cover [0, n); a
-  // range is at least `grain` long but for the last. `thread` is in
-  // [0, threads()): an index for scratch memory. No allocation.
-  // REQUIRES: fn does not throw.
+  // Calls fn(begin, end, thread) for disjoint ranges that cover [0, n); a range
+  // begins at a multiple of `grain` and, but for the last, is at least one
+  // long. `thread` is in [0, threads()): an index for scratch memory. No
+  // allocation. REQUIRES: fn does not throw.
   template <typename Fn>
   void parallel_for(size_t n, size_t grain, const Fn& fn) {
     run(

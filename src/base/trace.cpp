@@ -102,6 +102,19 @@ std::string event_json(const Trace::Event& event,
           kTileRow,
           tile_name(event.what),
           fmt::format(R"("tile":{},"bytes":{})", event.what, event.bytes));
+    case Trace::Kind::kExpertWait:
+    case Trace::Kind::kExpert: {
+      const bool wait = event.kind == Trace::Kind::kExpertWait;
+      const uint64_t layer = event.what >> 32;
+      const uint64_t expert = event.what & UINT32_MAX;
+      return span_json(
+          event,
+          origin,
+          wait ? kWaitRow : kTileRow,
+          fmt::format(
+              "{}expert {} of layer {}", wait ? "wait " : "", expert, layer),
+          fmt::format(R"("layer":{},"expert":{})", layer, expert));
+    }
     case Trace::Kind::kRead:
       break;
   }

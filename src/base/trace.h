@@ -24,10 +24,12 @@ namespace mlx_flash {
 class Trace {
  public:
   enum class Kind : uint8_t {
-    kForward,  // one forward of the engine; `what`: its rows
-    kWait,     // the compute waited for a tile; `what`: the tile
-    kTile,     // a tile was in use; `what`: the tile
-    kRead,     // from submission to the end of a read; `what`: file offset
+    kForward,     // one forward of the engine; `what`: its rows
+    kWait,        // the compute waited for a tile; `what`: the tile
+    kTile,        // a tile was in use; `what`: the tile
+    kExpertWait,  // it waited for an expert; `what`: layer << 32 | expert
+    kExpert,      // a piece of an expert was in use; `what`: the same
+    kRead,        // from submission to the end of a read; `what`: file offset
   };
 
   struct Event {

@@ -87,12 +87,10 @@ Result<Checkpoint> open_gguf(const std::string& path) {
   return builder.finish(std::move(config), true);
 }
 
-// The parts of a split format, each checked against [rows, cols].
+// A part of a split format, checked against what the config wants.
 Status check_part_shape(const Tensor& part,
                         DType dtype,
-                        uint64_t rows,
-                        uint64_t columns) {
-  const std::vector<uint64_t> wanted = {rows, columns};
+                        const std::vector<uint64_t>& wanted) {
   if (part.block_format || part.dtype != dtype) {
     return invalid_input(fmt::format("tensor {} is {}, {} is wanted",
                                      quote(part.name),
@@ -222,17 +220,35 @@ Result<const Tensor*> Checkpoint::tensor(std::string_view name) const {
 Result<Matrix> Checkpoint::matrix(const std::string& path,
                                   uint64_t rows,
                                   uint64_t cols) const {
+  return matrix_at(path, path, {.rows = rows, .cols = cols});
+}
+
+Result<Matrix> Checkpoint::stacked_matrix(const std::string& path,
+                                          uint64_t stack,
+                                          uint64_t rows,
+                                          uint64_t cols) const {
+  return matrix_at(path, path, {stack, rows, cols});
+}
+
+std::vector<uint64_t> Checkpoint::Extent::shape(uint64_t columns) const {
+  if (stack == 0) return {rows, columns};
+  return {stack, rows, columns};
+}
+
+Result<Matrix> Checkpoint::matrix_at(const std::string& path,
+                                     const std::string& listed_path,
+                                     const Extent& extent) const {
   std::optional<QuantizationSetting> setting;
   if (!is_gguf_) {
-    auto listed = listed_setting(config_, path);
+    auto listed = listed_setting(config_, listed_path);
     if (!listed.ok()) return listed.status().at(path_);
     setting = *listed;
   }
   FLASH_ASSIGN_OR_RETURN(const Tensor* weight, tensor(path + ".weight"));
   const Tensor* scales = find(path + ".scales");
   auto matrix = (setting ? !setting->mode.empty() : scales != nullptr)
-                    ? quantized_matrix(path, rows, cols, *weight, setting)
-                    : plain_matrix(path, rows, cols, *weight);
+                    ? quantized_matrix(path, extent, *weight, setting)
+                    : plain_matrix(path, extent, *weight);
   if (!matrix.ok()) {
     return matrix.status().at(files_[weight->range.file]);
   }
@@ -240,8 +256,7 @@ Result<Matrix> Checkpoint::matrix(const std::string& path,
 }
 
 Result<Matrix> Checkpoint::plain_matrix(const std::string& path,
-                                        uint64_t rows,
-                                        uint64_t cols,
+                                        const Extent& extent,
                                         const Tensor& weight) const {
   if (!weight.block_format && !is_float(weight.dtype)) {
     return unsupported(
@@ -255,30 +270,32 @@ Result<Matrix> Checkpoint::plain_matrix(const std::string& path,
         "{}.scales exists, but config.json says the matrix is not quantised",
         path));
   }
-  if (weight.shape != std::vector<uint64_t>{rows, cols}) {
+  const std::vector<uint64_t> wanted = extent.shape(extent.cols);
+  if (weight.shape != wanted) {
     return invalid_input(fmt::format(
-        "tensor {} has the shape [{}], [{}, {}] is wanted by the config",
+        "tensor {} has the shape [{}], [{}] is wanted by the config",
         quote(weight.name),
         fmt::join(weight.shape, ", "),
-        rows,
-        cols));
+        fmt::join(wanted, ", ")));
   }
-  if (rows == 0 || !format_accepts(weight.format, cols)) {
+  const uint64_t rows = extent.all_rows();
+  if (rows == 0 || !format_accepts(weight.format, extent.cols)) {
     return invalid_input(fmt::format("tensor {} is empty", quote(weight.name)));
   }
-  return Matrix{path, weight.format, rows, cols, weight.range, {}, {}};
+  return Matrix{path, weight.format, rows, extent.cols, weight.range, {}, {}};
 }
 
 Result<Matrix> Checkpoint::quantized_matrix(
     const std::string& path,
-    uint64_t rows,
-    uint64_t cols,
+    const Extent& extent,
     const Tensor& weight,
     const std::optional<QuantizationSetting>& listed) const {
   if (!is_gguf_ && !config_.contains("quantization")) {
     return invalid_input(fmt::format(
         "{}.scales exists, but config.json has no quantization", path));
   }
+  const uint64_t rows = extent.all_rows();
+  const uint64_t cols = extent.cols;
   FLASH_ASSIGN_OR_RETURN(const Tensor* scales, tensor(path + ".scales"));
   QuantizationSetting setting;
   if (listed) {
@@ -296,7 +313,7 @@ Result<Matrix> Checkpoint::quantized_matrix(
   }
   const uint64_t groups = cols / format.group_size;
   FLASH_RETURN_IF_ERROR(
-      check_part_shape(weight, DType::kU32, rows, *bits / 32));
+      check_part_shape(weight, DType::kU32, extent.shape(*bits / 32)));
   const bool affine = format.has_biases();
   if (affine && !is_float(scales->dtype)) {
     return invalid_input(fmt::format("tensor {} is {}, a float is wanted",
@@ -304,7 +321,7 @@ Result<Matrix> Checkpoint::quantized_matrix(
                                      dtype_name(scales->dtype)));
   }
   FLASH_RETURN_IF_ERROR(check_part_shape(
-      *scales, affine ? scales->dtype : DType::kU8, rows, groups));
+      *scales, affine ? scales->dtype : DType::kU8, extent.shape(groups)));
   Matrix matrix{path, format, rows, cols, weight.range, scales->range, {}};
   if (!affine) {
     for (const char* extra : {".biases", ".global_scale"}) {
@@ -316,7 +333,8 @@ Result<Matrix> Checkpoint::quantized_matrix(
     return matrix;
   }
   FLASH_ASSIGN_OR_RETURN(const Tensor* biases, tensor(path + ".biases"));
-  FLASH_RETURN_IF_ERROR(check_part_shape(*biases, scales->dtype, rows, groups));
+  FLASH_RETURN_IF_ERROR(
+      check_part_shape(*biases, scales->dtype, extent.shape(groups)));
   matrix.biases = biases->range;
   return matrix;
 }

@@ -59,6 +59,37 @@ struct Matrix {
   uint64_t bytes() const { return weight.bytes + scales.bytes + biases.bytes; }
 };
 
+// One projection of all experts of a layer: a matrix [rows, cols] each, all in
+// one format, wherever they lie.
+struct ExpertMatrices {
+  std::string path;  // of the stack: "model.layers.3.mlp.switch_mlp.up_proj"
+  WeightFormat format;
+  uint64_t rows = 0;
+  uint64_t cols = 0;
+  struct Parts {
+    FileRange weight;
+    FileRange scales;  // bytes == 0 where the format has none
+    FileRange biases;
+  };
+  std::vector<Parts> experts;
+  std::vector<FileRange> bias;  // vectors of `rows` values; empty: none
+  DType bias_dtype = DType::kF32;
+};
+
+// Where the experts of a projection lie and how large they are.
+struct ExpertSource {
+  // As mlx-lm names the stack, and config.json its quantisation.
+  std::string path;
+  // Tensors of each expert by itself: `before` + number + `after`, without
+  // ".weight". Empty: one tensor [experts, rows, cols] at `path`.
+  std::string before;
+  std::string after;
+  uint64_t experts = 0;
+  uint64_t rows = 0;
+  uint64_t cols = 0;
+  bool bias = false;  // a vector "<path>.bias" for each expert, stacked alike
+};
+
 struct QuantizationSetting;  // checkpoint/quantization.h
 
 class Checkpoint {
@@ -95,21 +126,48 @@ class Checkpoint {
                         uint64_t rows,
                         uint64_t cols) const;
 
+  // The same of a tensor [stack, rows, cols], with all its rows.
+  Result<Matrix> stacked_matrix(const std::string& path,
+                                uint64_t stack,
+                                uint64_t rows,
+                                uint64_t cols) const;
+
+  // The same for all experts of a projection, quantised as the stack is.
+  Result<ExpertMatrices> experts(const ExpertSource& source) const;
+
  private:
   friend class CheckpointBuilder;
   Checkpoint() = default;
 
+  // A tensor [stack, rows, cols], or [rows, cols] if stack is 0. The matrix
+  // that is returned has all rows of the stack.
+  struct Extent {
+    uint64_t stack = 0;
+    uint64_t rows = 0;
+    uint64_t cols = 0;
+    std::vector<uint64_t> shape(uint64_t columns) const;
+    uint64_t all_rows() const { return rows * (stack == 0 ? 1 : stack); }
+  };
+
+  // `listed_path`: where config.json says how it is quantised.
+  Result<Matrix> matrix_at(const std::string& path,
+                           const std::string& listed_path,
+                           const Extent& extent) const;
   Result<Matrix> plain_matrix(const std::string& path,
-                              uint64_t rows,
-                              uint64_t cols,
+                              const Extent& extent,
                               const Tensor& weight) const;
   // `listed`: what config.json says of the path; none: nothing.
   Result<Matrix> quantized_matrix(
       const std::string& path,
-      uint64_t rows,
-      uint64_t cols,
+      const Extent& extent,
       const Tensor& weight,
       const std::optional<QuantizationSetting>& listed) const;
+  Status add_expert(const ExpertSource& source,
+                    const std::string& path,
+                    ExpertMatrices& out) const;
+  Status add_bias(const ExpertSource& source,
+                  const std::string& path,
+                  ExpertMatrices& out) const;
 
   std::string path_;
   std::vector<std::string> files_;

@@ -240,7 +240,8 @@ Status Chat::answer(const std::string& message) {
 }
 
 Result<std::string> Chat::generate(std::span<const int32_t> ids) {
-  if (ids.size() >= engine_.plan().context) {
+  if (options_.engine.config.kv_keep_tokens == 0 &&
+      ids.size() >= engine_.plan().context) {
     return exhausted(fmt::format(
         "the conversation has {} tokens, the context holds {}: /reset starts "
         "a new one; --ctx or --ram make room",
@@ -288,7 +289,9 @@ Result<std::string> Chat::generate(std::span<const int32_t> ids) {
   if (generation.finish_reason() == FinishReason::kInterrupted) {
     figures += " | stopped";
   } else if (generation.finish_reason() == FinishReason::kLength) {
-    figures += " | cut at --max-tokens";
+    const bool asked = static_cast<int64_t>(last_.generated_tokens) >=
+                       options_.generate.max_tokens;
+    figures += asked ? " | cut at --max-tokens" : " | the context is full";
   }
   say(editor_.interactive() ? figures + "\n" : figures);
   return text;

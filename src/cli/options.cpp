@@ -104,6 +104,22 @@ void add_kv_options(CLI::App& app, Config& config) {
   size("--kv-disk-limit",
        config.kv_disk_limit,
        "Largest file of the KV cache (default: none)");
+  size("--kv-reuse",
+       config.kv_reuse_bytes,
+       "Keeps this much of the KV cache of earlier prompts and answers for "
+       "those that begin the same, in fast: in memory, or on disk with "
+       "--kv-ram (default: none)");
+  add_value(
+      app,
+      "--kv-keep",
+      "N",
+      "Goes on where --ctx is full, in fast: keeps the first N tokens (in "
+      "whole blocks of 64) and the newest, and forgets those between "
+      "(default: the answer ends)",
+      [&config](const std::string& text) {
+        return assign(parse_count(text, 1, UINT32_MAX), config.kv_keep_tokens);
+      })
+      ->group(kAdvancedGroup);
   add_value(app,
             "--kv-dir",
             "DIR",
@@ -113,6 +129,29 @@ void add_kv_options(CLI::App& app, Config& config) {
               return text.empty() ? invalid_input("the path is empty")
                                   : Status();
             })
+      ->group(kAdvancedGroup);
+}
+
+void add_expert_options(CLI::App& app, Config& config) {
+  add_value(app,
+            "--moe-top-k",
+            "N",
+            "Experts that a token uses, of a mixture; changes the answers "
+            "(default: the model's number)",
+            [&config](const std::string& text) {
+              return assign(parse_count(text, 1, 4096), config.moe_top_k);
+            })
+      ->group(kAdvancedGroup);
+  app.add_flag_callback(
+         "--no-look-ahead",
+         [&config] { config.look_ahead = LookAhead::kOff; },
+         "Never read experts before a token is known to use them")
+      ->group(kAdvancedGroup);
+  config.learnt_dir = cache_folder() + "/experts";
+  app.add_flag_callback(
+         "--no-learn",
+         [&config] { config.learnt_dir.clear(); },
+         "Neither use nor keep what was learnt of a model's experts")
       ->group(kAdvancedGroup);
 }
 
@@ -318,6 +357,7 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
             })
       ->group(kAdvancedGroup);
   add_kv_options(app, config);
+  add_expert_options(app, config);
   add_reading_options(app, config);
 }
 

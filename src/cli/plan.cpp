@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// `mlx-flash plan`: what a budget would be spent on. Runs nothing, but for 0.7
-// s of reading to see how fast the disk is.
+// `mlx-flash plan`: what a budget would be spent on. Reads for a
+// second to see how fast the disk is, and runs nothing.
 
 #include <memory>
 

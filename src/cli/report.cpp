@@ -46,6 +46,56 @@ std::string rate(double tokens_per_s, uint64_t tokens) {
   return fmt::format("{} tokens, {:.1f} tok/s", tokens, tokens_per_s);
 }
 
+double share(uint64_t part, uint64_t whole) {
+  return whole == 0 ? 0
+                    : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+// Of what was read ahead and whose turn has come.
+double precision(const ExpertCounters& experts) {
+  return share(experts.ahead_used_bytes,
+               experts.ahead_used_bytes + experts.ahead_wasted_bytes);
+}
+
+void add_experts(Table& table,
+                 const GenerationStats& stats,
+                 const ExpertCounters& experts) {
+  table.row("experts of one token",
+            fmt::format("{}, {:.1f}% in memory",
+                        format_bytes(stats.expert_bytes_per_token),
+                        100 * stats.expert_hit_rate));
+  table.row(
+      "experts in memory",
+      fmt::format(
+          "{}, {} evictions", bytes(experts.cache_bytes), experts.evictions));
+  table.row("experts read ahead",
+            fmt::format("{}, {:.0f}% used, {} wasted",
+                        bytes(experts.ahead_bytes),
+                        100 * precision(experts),
+                        bytes(experts.ahead_wasted_bytes)));
+}
+
+Json experts_json(const ExpertCounters& experts) {
+  return Json{
+      {"used", experts.used},
+      {"hits", experts.hits},
+      {"hit_rate", share(experts.hit_bytes, experts.used_bytes)},
+      {"used_bytes", experts.used_bytes},
+      {"hit_bytes", experts.hit_bytes},
+      {"evictions", experts.evictions},
+      {"bytes_read", experts.bytes_read},
+      {"prefetch_bytes", experts.ahead_bytes},
+      {"prefetch_used_bytes", experts.ahead_used_bytes},
+      {"prefetch_wasted_bytes", experts.ahead_wasted_bytes},
+      {"prefetch_precision", precision(experts)},
+      {"prefetch_trials", experts.ahead_trials},
+      {"prefetch_passes", experts.ahead_passes},
+      {"prefetch_gain", experts.ahead_gain},
+      {"cache_bytes", experts.cache_bytes},
+      {"wait_s", experts.wait_s},
+  };
+}
+
 }  // namespace
 
 RunReport make_report(const Engine& engine,
@@ -99,6 +149,9 @@ Json run_json(const RunReport& report,
       {"kv_bytes_read_per_token", stats.kv_bytes_read_per_token},
       {"process_read_bytes", storage_bytes()},
       {"cached_tokens", stats.cached_tokens},
+      {"reused_tokens", stats.reused_tokens},
+      {"expert_bytes_per_token", stats.expert_bytes_per_token},
+      {"expert_hit_rate", stats.expert_hit_rate},
       {"plan", plan_json(report.plan)},
       {"stats", counters_json(report.counters)},
   };
@@ -137,10 +190,15 @@ std::string stats_table(const RunReport& report) {
   table.row("read for the prompt", bytes(stats.prefill_bytes_read));
   table.row("read per token", format_bytes(stats.bytes_read_per_token));
   table.row("read in all", bytes(counters.bytes_read));
+  if (counters.experts.used > 0) add_experts(table, stats, counters.experts);
   table.row("KV cache in memory", bytes(counters.kv_ram_bytes));
   if (counters.kv_bytes_written > 0) {
     table.row("KV cache on disk", bytes(counters.kv_disk_bytes));
     table.row("KV read per token", format_bytes(stats.kv_bytes_read_per_token));
+  }
+  if (counters.kv_reuse_bytes > 0) {
+    table.row("KV kept for reuse", bytes(counters.kv_reuse_bytes));
+    table.row("tokens reused", std::to_string(counters.kv_reused_tokens));
   }
   table.row("disk while decoding", format_bytes(stats.disk_bytes_per_s) + "/s");
   table.row("waited for the disk", fmt::format("{:.2f} s", stats.io_wait_s));
@@ -165,6 +223,10 @@ Json plan_json(const PlanSummary& plan) {
       {"ram_min_bytes", plan.ram_min_bytes},
       {"pinned_bytes", plan.pinned_bytes},
       {"streamed_bytes", plan.streamed_bytes},
+      {"expert_bytes", plan.expert_bytes},
+      {"expert_cache_bytes", plan.expert_cache_bytes},
+      {"expert_token_bytes", plan.expert_token_bytes},
+      {"expert_hit_rate", plan.expert_hit_rate},
       {"ring_bytes", plan.ring_bytes},
       {"kv_bytes", plan.kv_bytes},
       {"activation_bytes", plan.activation_bytes},
@@ -175,6 +237,7 @@ Json plan_json(const PlanSummary& plan) {
       {"fits", plan.ram_bytes >= plan.ram_min_bytes},
       {"kv_bytes_max", plan.kv_bytes_max},
       {"kv_disk_bytes_max", plan.kv_disk_bytes_max},
+      {"kv_reuse_bytes", plan.kv_reuse_bytes},
       {"predicted_full_tok_s", plan.predicted_full_tok_s},
       {"context", plan.context},
       {"prefill_rows", plan.prefill_rows},
@@ -197,6 +260,16 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
   }
   table.row("kept in memory", bytes(plan.pinned_bytes));
   table.row("read for each token", bytes(plan.streamed_bytes));
+  if (plan.expert_bytes > 0) {
+    table.row("experts",
+              fmt::format("{}, {} in memory",
+                          bytes(plan.expert_bytes),
+                          bytes(plan.expert_cache_bytes)));
+    table.row("experts of one token",
+              fmt::format("{}, {:.0f}% expected in memory",
+                          bytes(plan.expert_token_bytes),
+                          100 * plan.expert_hit_rate));
+  }
   table.row("ring",
             fmt::format("{} ({} slots, tiles of at most {})",
                         bytes(plan.ring_bytes),
@@ -209,6 +282,9 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
         "KV cache on disk",
         fmt::format(
             "{} at {} tokens", bytes(plan.kv_disk_bytes_max), plan.context));
+  }
+  if (plan.kv_reuse_bytes > 0) {
+    table.row("KV kept for reuse", bytes(plan.kv_reuse_bytes) + " at most");
   }
   table.row("activations",
             fmt::format("{}, {} more for prompts (in pieces of {})",
@@ -249,6 +325,9 @@ Json counters_json(const StreamCounters& counters) {
       {"kv_disk_bytes", counters.kv_disk_bytes},
       {"kv_bytes_written", counters.kv_bytes_written},
       {"kv_bytes_read", counters.kv_bytes_read},
+      {"kv_reuse_bytes", counters.kv_reuse_bytes},
+      {"kv_reused_tokens", counters.kv_reused_tokens},
+      {"experts", experts_json(counters.experts)},
   };
 }
 

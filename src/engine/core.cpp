@@ -7,6 +7,7 @@
 #include <exception>
 
 #include "base/check.h"
+#include "nn/turn_keys.h"
 
 namespace mlx_flash {
 
@@ -18,18 +19,32 @@ SessionState::SessionState(Core& core) {
   }
 }
 
-bool SessionState::truncate(size_t length) {
-  if (length >= length_) return true;
-  length_ = length;
-  return restore();
+bool SessionState::truncate(size_t known) {
+  if (known >= this->known()) return true;
+  // Of fewer tokens others are forgotten than are now.
+  const bool same = known >= forgotten_at_;
+  length_ = same ? known - forgotten_ : 0;
+  return restore() && (same || known == 0);
+}
+
+void SessionState::make_way(Core& core) {
+  const uint64_t keep = core.config().kv_keep_tokens;
+  if (keep == 0 || length_ < core.plan().context) return;
+  const size_t block = (keep + kernels::kKvBlock - 1) / kernels::kKvBlock;
+  forgotten_at_ = known();
+  kv_->forget_block(block);
+  length_ -= kernels::kKvBlock;
+  forgotten_ += kernels::kKvBlock;
+  nn::turn_keys(core.context_, core.model().attentions(), *kv_, block, length_);
 }
 
 bool SessionState::restore() {
   if (kv_) {
-    if (kv_->truncate(length_)) return true;
     // Blocks that are gone cannot come back: the caller computes them again.
-    length_ = 0;
-    return false;
+    const bool kept = kv_->truncate(length_);
+    if (!kept) length_ = 0;
+    if (length_ == 0) forgotten_ = forgotten_at_ = 0;
+    return kept;
   }
   if (nn::truncate(stock_kv_, static_cast<int>(length_))) return true;
   // A rotated window cannot go back: all is forgotten, the caller replays.
@@ -37,7 +52,9 @@ bool SessionState::restore() {
   return false;
 }
 
-Core::~Core() = default;
+Core::~Core() {
+  if (experts_) learnt_.save(experts_->learnt());
+}
 
 size_t Core::prefill_rows() const {
   if (!stock()) return plan_.prefill_rows;
@@ -48,13 +65,14 @@ size_t Core::prefill_rows() const {
 StreamCounters Core::counters() const {
   const TileStream::Stats tiles = tiles_->stats();
   const RowReader::Stats& rows = rows_->stats();
+  const ExpertCounters experts = expert_counters();
   return {.passes = tiles.passes,
           .tiles_streamed = tiles.tiles_streamed,
           .tiles_pinned = tiles.tiles_pinned,
           .misses = tiles.misses,
           .ring_wraps = tiles.ring_wraps,
-          .bytes_read = tiles.bytes_read + rows.bytes_read,
-          .io_wait_s = tiles.wait_seconds + rows.wait_seconds +
+          .bytes_read = tiles.bytes_read + rows.bytes_read + experts.bytes_read,
+          .io_wait_s = tiles.wait_seconds + rows.wait_seconds + experts.wait_s +
                        (kv_reader_ ? kv_reader_->wait_seconds() : 0),
           .compute_s = context_.compute_seconds,
           .paced_passes = tiles.controller.paced_passes,
@@ -63,7 +81,29 @@ StreamCounters Core::counters() const {
           .kv_ram_bytes = kv_pool_ ? kv_pool_->committed_bytes() : 0,
           .kv_disk_bytes = kv_file_ ? kv_file_->bytes_used() : 0,
           .kv_bytes_written = kv_file_ ? kv_file_->bytes_written() : 0,
-          .kv_bytes_read = kv_reader_ ? kv_reader_->bytes_read() : 0};
+          .kv_bytes_read = kv_reader_ ? kv_reader_->bytes_read() : 0,
+          .kv_reuse_bytes = prefixes_ ? prefixes_->shelf().bytes_used() : 0,
+          .kv_reused_tokens = reused_tokens_,
+          .experts = experts};
+}
+
+ExpertCounters Core::expert_counters() const {
+  if (!experts_) return {};
+  const CachedExperts::Stats stats = experts_->stats();
+  return {.used = stats.pieces,
+          .hits = stats.hits,
+          .used_bytes = stats.bytes,
+          .hit_bytes = stats.hit_bytes,
+          .evictions = stats.evictions,
+          .bytes_read = stats.bytes_read,
+          .ahead_bytes = stats.ahead_bytes,
+          .ahead_used_bytes = stats.ahead_used_bytes,
+          .ahead_wasted_bytes = stats.ahead_wasted_bytes,
+          .ahead_trials = stats.gate.trials,
+          .ahead_passes = stats.gate.open_passes,
+          .ahead_gain = stats.gate.gain,
+          .cache_bytes = experts_->resident_bytes(),
+          .wait_s = stats.wait_seconds};
 }
 
 Status Core::check(std::span<const BatchRow> batch) const {

@@ -21,10 +21,14 @@
 #include "base/thread_pool.h"
 #include "base/trace.h"
 #include "checkpoint/checkpoint.h"
+#include "engine/batch.h"
+#include "engine/core_hooks.h"
+#include "engine/learnt_experts.h"
 #include "engine/session_state.h"
 #include "io/file.h"
 #include "io/read_queue.h"
 #include "kv/kv_cache.h"
+#include "kv/kv_prefixes.h"
 #include "kv/kv_reader.h"
 #include "kv/session_file.h"
 #include "mlx_flash/config.h"
@@ -33,35 +37,14 @@
 #include "models/decoder.h"
 #include "nn/context.h"
 #include "residency/live_budget.h"
-#include "residency/plan.h"
 #include "residency/row_reader.h"
-#include "residency/tile_stream.h"
+#include "residency/weight_budget.h"
 
 namespace mlx_flash {
 
-struct BatchRow {
-  SessionState* session = nullptr;
-  uint32_t position = 0;
-  uint32_t token = 0;
-  bool want_logits = false;
-};
-
 class Core {
  public:
-  // For tests.
-  struct Hooks {
-    // Wraps the queue all weights come through: faults are put there.
-    std::function<std::unique_ptr<ReadQueue>(std::unique_ptr<ReadQueue>)>
-        wrap_queue;
-    // Instead of what the process holds, so that a budget means the same plan
-    // in every run.
-    std::optional<uint64_t> runtime_bytes;
-    KvFile::WriteFn write_kv;  // instead of pwrite for KV and session files
-    // What the machine allows, instead of asking it. With runtime_bytes set and
-    // without this, the budget stays as it is.
-    std::function<LiveBudget::Sample()> sample_memory;
-    std::function<double()> memory_clock;  // seconds, for sample_memory
-  };
+  using Hooks = CoreHooks;
 
   static Result<std::unique_ptr<Core>> open(const Config& config,
                                             const Hooks& hooks = {});
@@ -96,6 +79,11 @@ class Core {
   // A cache to a file, and back into an empty session. REQUIRES: fast.
   Status save(SessionState& state, SavedSession saved, const std::string& path);
   Status load(SessionState& state, SessionReader& reader);
+  // Gives a session the longest beginning of `tokens` that earlier requests
+  // have left, if it is more than it has. None in stock and without reuse.
+  void begin_with(SessionState& state, std::span<const int32_t> tokens);
+  // Leaves what a session of `tokens` has for later ones.
+  void keep(const SessionState& state, std::span<const int32_t> tokens);
   // Of config.json and of samples of the weights.
   Result<uint64_t> fingerprint() const;
 
@@ -105,6 +93,7 @@ class Core {
   const Plan& plan() const { return plan_; }
   PlanSummary summary() const;
   StreamCounters counters() const;
+  ExpertCounters expert_counters() const;
   const Text& text() const { return *text_; }
   const models::Decoder& model() const { return *model_; }
   const std::string& model_type() const { return model_type_; }
@@ -121,16 +110,17 @@ class Core {
   Status load(const Config& config);
   Status make_plan(const Hooks& hooks);
   Status start(const Hooks& hooks);
+  Status start_streams(const Hooks& hooks);
   Status open_kv_file(const KvLayout& layout, const Hooks& hooks);
+  Status open_prefixes(const KvLayout& layout, const Hooks& hooks);
+  bool reuse_on_disk() const { return config_.kv_ram_bytes > 0; }
+  bool drop_kept();
   uint64_t old_kv_limit() const;
   Limits limits(uint64_t ram_bytes, uint64_t runtime_bytes) const;
-
   uint64_t arena_budget(uint64_t ram_bytes) const;
-
   void watch_memory(const Hooks& hooks);
   void follow_memory();
   Status move_budget(uint64_t ram_bytes);
-
   Status forward_once(std::span<const BatchRow> batch,
                       size_t first,
                       const RowFn& row,
@@ -163,6 +153,8 @@ class Core {
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<models::Decoder> model_;
   std::vector<ScheduledMatrix> matrices_;
+  std::vector<ExpertLayer> expert_layers_;
+  LearntExperts learnt_;
   uint64_t weights_bytes_ = 0;
   uint64_t alignment_ = 1;
   ModelCosts costs_;
@@ -170,8 +162,8 @@ class Core {
   uint64_t runtime_slack_bytes_ = 0;
 
   std::unique_ptr<Schedule> schedule_;
+  std::optional<ExpertSchedule> expert_schedule_;
   Plan plan_;
-  uint64_t pin_bytes_ = 0;       // the share of pins now; KV takes from it
   size_t scratch_rows_ = 0;      // a forward may have now
   uint64_t lent_bytes_ = 0;      // of pins, to the activations of a prompt
   uint64_t stock_kv_bytes_ = 0;  // set aside for caches in MLX's memory
@@ -183,7 +175,7 @@ class Core {
   std::optional<LiveBudget> live_;
   double next_sample_ = 0;
   uint64_t refused_ram_ = 0;  // said so already
-  // In the order of construction; destroyed backwards.
+  // Destroyed backwards.
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<KvPool> kv_pool_;
   std::vector<nn::KvSpan> spans_;    // of the present forward
@@ -191,8 +183,13 @@ class Core {
   KvFile::WriteFn write_kv_;
   std::unique_ptr<ReadQueue> queue_;
   std::unique_ptr<KvReader> kv_reader_;
+  std::unique_ptr<KvPrefixes> prefixes_;  // null: none are kept
+  uint64_t reused_tokens_ = 0;
   std::unique_ptr<TileStream> tiles_;
   std::unique_ptr<RowReader> rows_;
+  std::unique_ptr<CachedExperts> experts_;  // null: the model has none
+  std::optional<WeightBudget> weights_;     // KV and activations take from it
+  std::unique_ptr<ExpertStream> wrapped_experts_;  // of tests
   nn::Context context_;
   std::atomic<bool> never_{false};
 };

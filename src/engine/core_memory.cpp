@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 
-// The budget while running: shares that move between pinned tiles, KV and
-// activations, and a whole that follows the user and the machine.
+// The budget while running: shares that move between weights (pinned tiles and
+// experts), KV and activations, and a whole that follows the user and the
+// machine.
 
 #include <fmt/format.h>
 
@@ -13,6 +14,7 @@
 #include "base/size.h"
 #include "engine/core.h"
 #include "kernels/matmul.h"
+#include "nn/mlx.h"
 
 namespace mlx_flash {
 namespace {
@@ -41,19 +43,19 @@ Status Core::no_room() const {
                   format_size(plan_.ram_bytes)));
 }
 
-// Takes memory from the pinned tiles until the arena has `bytes` free, and then
-// up to `ahead` more for the next time: each move re-plans all tiles.
+// Takes memory from the weights until the arena has `bytes` free, and then up
+// to `ahead` more for the next time: each move re-plans all tiles.
 Status Core::make_room(uint64_t bytes, uint64_t ahead) {
-  const uint64_t free = arena_->free_bytes();
+  const uint64_t promised = weights_->promised_bytes();
+  const uint64_t unused = arena_->free_bytes();
+  const uint64_t free = unused - std::min(unused, promised);
   if (free >= bytes) return Status();
   const uint64_t missing = bytes - free;
-  if (missing > pin_bytes_) {
-    return no_room();
-  }
-  const uint64_t step = std::min(pin_bytes_, missing + ahead);
-  pin_bytes_ -= step;
-  return tiles_->set_pins(
-      choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
+  const uint64_t lendable =
+      weights_->bytes() - std::min(weights_->bytes(), weights_->bytes_min());
+  if (missing > lendable) return no_room();
+  return weights_->move(weights_->bytes() -
+                        std::min(lendable, missing + ahead));
 }
 
 Status Core::ensure_kv(std::span<const BatchRow> batch) {
@@ -75,12 +77,17 @@ Status Core::ensure_kv(std::span<const BatchRow> batch) {
     const KvCache::Growth more = span.kv->growth(span.begin, span.end);
     growth.full += more.full;
     growth.old += more.old;
+    growth.raw += more.raw;
   }
   const uint64_t bytes = kv_pool_->full().bytes_missing(growth.full) +
-                         kv_pool_->old().bytes_missing(growth.old);
+                         kv_pool_->old().bytes_missing(growth.old) +
+                         kv_pool_->raw().bytes_missing(growth.raw);
   if (bytes == 0) return Status();
   const KvLayout& layout = kv_pool_->layout();
-  return make_room(bytes, layout.layers * layout.full_stride());
+  const uint64_t ahead = layout.layers * layout.full_stride();
+  const Status room = make_room(bytes, ahead);
+  // More sessions than the plan knows of.
+  return room.ok() || !drop_kept() ? room : make_room(bytes, ahead);
 }
 
 // Stock caches live in MLX's memory: the arena's budget shrinks as they grow.
@@ -104,8 +111,8 @@ void Core::reserve_scratch(size_t rows) {
   scratch_rows_ = rows;
 }
 
-// What a forward needs beyond one token's is lent by the pinned tiles: they are
-// read again, once, where a share set aside for prompts would be read for every
+// What a forward needs beyond one token's is lent by the weights: they are read
+// again, once, where a share set aside for prompts would be read for every
 // token.
 Status Core::ensure_activations(std::span<const BatchRow> batch) {
   if (stock()) return Status();
@@ -124,7 +131,9 @@ Status Core::ensure_activations(std::span<const BatchRow> batch) {
   if (needed > lent_bytes_) {
     const uint64_t more = needed - lent_bytes_;
     const uint64_t budget = arena_->budget_bytes();
-    if (budget < in_use() + more) return no_room();
+    const uint64_t least = weights_->bytes_min() + more;
+    if (budget < in_use() + least) (void)drop_kept();
+    if (budget < in_use() + least) return no_room();
     FLASH_RETURN_IF_ERROR(share_out(budget - more));
     lent_bytes_ = needed;
   }
@@ -136,7 +145,10 @@ Status Core::return_activations() {
   if (lent_bytes_ == 0) return Status();
   reserve_scratch(kDecodeRows);
   kv_pool_->trim();
-  return_free_memory();  // before pins grow into it
+  // Before pins grow into it. MLX keeps what its arrays gave back, for others
+  // of that size: rows of a prompt, which no token needs.
+  mx::clear_cache();
+  return_free_memory();
   const uint64_t budget = arena_->budget_bytes() + lent_bytes_;
   lent_bytes_ = 0;
   return share_out(budget);
@@ -146,18 +158,17 @@ Status Core::return_activations() {
 uint64_t Core::in_use() const {
   const uint64_t kv = kv_pool_ ? kv_pool_->committed_bytes() : 0;
   const uint64_t ring = kv_file_ ? kKvRing * kv_file_->record_bytes() : 0;
-  return plan_.ring_bytes + kv + ring;
+  const uint64_t kept = prefixes_ ? prefixes_->shelf().committed_bytes() : 0;
+  return plan_.ring_bytes + kv + ring + kept;
 }
 
-// A new budget for the arena: pins get what ring and KV leave, the KV that the
-// plan sets aside included.
+// A new budget for the arena: weights get what ring and KV leave, the KV that
+// the plan sets aside included.
 Status Core::share_out(uint64_t budget) {
   const uint64_t others =
       std::max(in_use(), plan_.ring_bytes + (stock() ? 0 : plan_.kv_bytes));
-  pin_bytes_ = budget > others ? budget - others : 0;
   arena_->set_budget(std::max(budget, arena_->budget_bytes()));
-  Status moved = tiles_->set_pins(
-      choose_pins(*schedule_, pin_bytes_, arena_->page_bytes()));
+  Status moved = weights_->move(budget > others ? budget - others : 0);
   arena_->set_budget(budget);
   return moved;
 }
@@ -177,12 +188,18 @@ Status Core::move_budget(uint64_t ram_bytes) {
   FLASH_RETURN_IF_ERROR(return_activations());
   Limits changed = limits(ram_bytes, runtime_bytes_);
   changed.ring_slots = plan_.ring_slots;
-  FLASH_ASSIGN_OR_RETURN(Plan plan,
-                         ::mlx_flash::make_plan(*schedule_, costs_, changed));
+  FLASH_ASSIGN_OR_RETURN(
+      Plan plan,
+      ::mlx_flash::make_plan(*schedule_,
+                             costs_,
+                             changed,
+                             expert_schedule_ ? &*expert_schedule_ : nullptr));
   const Plan before = std::exchange(plan_, std::move(plan));
   const uint64_t arena_bytes = arena_budget(ram_bytes);
-  if (in_use() > arena_bytes) {
-    const uint64_t missing = in_use() - arena_bytes;
+  const uint64_t least = weights_->bytes_min();
+  if (in_use() + least > arena_bytes) (void)drop_kept();
+  if (in_use() + least > arena_bytes) {
+    const uint64_t missing = in_use() + least - arena_bytes;
     plan_ = before;
     return invalid_input(fmt::format(
         "{} is too little for what is in use ({} more); /reset frees the "

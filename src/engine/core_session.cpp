@@ -65,9 +65,11 @@ Status Core::load(SessionState& state, SessionReader& reader) {
   }
   const KvCache::Growth growth =
       state.kv_->growth_of(reader.old_records(), reader.full_records());
-  FLASH_RETURN_IF_ERROR(make_room(kv_pool_->full().bytes_missing(growth.full) +
-                                      kv_pool_->old().bytes_missing(growth.old),
-                                  0));
+  const uint64_t bytes = kv_pool_->full().bytes_missing(growth.full) +
+                         kv_pool_->old().bytes_missing(growth.old);
+  Status room = make_room(bytes, 0);
+  if (!room.ok() && drop_kept()) room = make_room(bytes, 0);
+  FLASH_RETURN_IF_ERROR(room);
   FLASH_RETURN_IF_ERROR(load_blocks(*state.kv_, saved.length, reader));
   state.length_ = saved.length;
   return Status();

@@ -106,7 +106,7 @@ Status Generation::Impl::step(std::span<const int32_t> ids, bool is_prompt) {
 void Generation::Impl::begin() {
   started = true;
   stats.prompt_tokens = prompt.size();
-  stats.cached_tokens = session.state.length();
+  stats.cached_tokens = session.state.known();
   if (const Status bad = check_sampling(options.sampling); !bad.ok()) {
     return fail(bad);
   }
@@ -114,12 +114,17 @@ void Generation::Impl::begin() {
     return fail(
         invalid_input("the prompt is empty: there is nothing to continue"));
   }
-  if (const Status bad = step(prompt, true); !bad.ok()) return fail(bad);
+  const uint64_t reused_before = core.counters().kv_reused_tokens;
+  const size_t begun = session.begin_with(prompt);
+  stats.reused_tokens = core.counters().kv_reused_tokens - reused_before;
+  const auto rest = std::span<const int32_t>(prompt).subspan(begun);
+  if (const Status bad = step(rest, true); !bad.ok()) return fail(bad);
+  session.keep();
   first_time = now_seconds();
   first = core.counters();
   stats.ttft_s = stats.prefill_s = first_time - start_time;
   stats.prefill_tok_s =
-      static_cast<double>(prompt.size()) / std::max(stats.prefill_s, 1e-9);
+      static_cast<double>(rest.size()) / std::max(stats.prefill_s, 1e-9);
   stats.prefill_bytes_read = first.bytes_read - start.bytes_read;
   if (options.max_tokens <= 0) return finish(FinishReason::kLength);
   take(sampled);
@@ -128,7 +133,8 @@ void Generation::Impl::begin() {
 void Generation::Impl::advance() {
   if (!started) return begin();
   const int32_t token = sampled;
-  if (session.tokens.size() >= core.plan().context) {
+  if (core.config().kv_keep_tokens == 0 &&
+      session.tokens.size() >= core.plan().context) {
     return finish(FinishReason::kLength);
   }
   if (const Status bad = step({&token, 1}, false); !bad.ok()) return fail(bad);
@@ -160,6 +166,7 @@ void Generation::Impl::finish(FinishReason why) {
   reason = why;
   session.state.interrupted().store(false);
   measure();
+  if (why != FinishReason::kError) session.keep();
 }
 
 void Generation::Impl::fail(const Status& why) {
@@ -187,6 +194,13 @@ void Generation::Impl::measure() {
   stats.kv_bytes_read_per_token =
       static_cast<double>(now.kv_bytes_read - first.kv_bytes_read) / decoded;
   stats.disk_bytes_per_s = bytes / std::max(stats.decode_s, 1e-9);
+  const auto used =
+      static_cast<double>(now.experts.used_bytes - first.experts.used_bytes);
+  if (used == 0) return;
+  stats.expert_bytes_per_token = used / decoded;
+  stats.expert_hit_rate =
+      static_cast<double>(now.experts.hit_bytes - first.experts.hit_bytes) /
+      used;
 }
 
 Generation::Generation(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

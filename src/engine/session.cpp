@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace mlx_flash {
 
@@ -48,6 +49,24 @@ Status Session::forward(std::span<const int32_t> tokens,
   return status;
 }
 
+size_t Session::Impl::begin_with(std::span<const int32_t> fresh) {
+  if (fresh.empty() || tokens.size() + fresh.size() > core.plan().context) {
+    return 0;
+  }
+  const size_t before = tokens.size();
+  std::vector<int32_t> all = tokens;
+  all.insert(all.end(), fresh.begin(), fresh.end() - 1);
+  core.begin_with(state, all);
+  if (state.length() <= before) return 0;
+  all.resize(state.length());
+  tokens = std::move(all);
+  return tokens.size() - before;
+}
+
+void Session::Impl::keep() const {
+  core.keep(state, std::span(tokens).first(state.length()));
+}
+
 Status Session::Impl::feed(
     std::span<const int32_t> fresh,
     std::span<const uint32_t> chunks,
@@ -56,7 +75,8 @@ Status Session::Impl::feed(
     bool normalised,
     const std::function<void(size_t, size_t)>& progress) {
   const size_t context = core.plan().context;
-  if (tokens.size() + fresh.size() > context) {
+  const bool bounded = core.config().kv_keep_tokens == 0;
+  if (bounded && tokens.size() + fresh.size() > context) {
     return invalid_input(fmt::format(
         "{} tokens do not fit: the context holds {}, {} are in use; shorten "
         "the prompt or raise --ctx or --ram",
@@ -66,9 +86,9 @@ Status Session::Impl::feed(
   }
   const size_t before = tokens.size();
   std::vector<int32_t> all(
-      tokens.begin() + static_cast<ptrdiff_t>(state.length()), tokens.end());
+      tokens.begin() + static_cast<ptrdiff_t>(state.known()), tokens.end());
   all.insert(all.end(), fresh.begin(), fresh.end());
-  const size_t start = state.length();
+  const size_t start = state.known();
   size_t done = 0;
   size_t chunk = 0;
   std::vector<BatchRow> batch;
@@ -79,13 +99,14 @@ Status Session::Impl::feed(
       ++chunk;
     }
     n = std::min(n, all.size() - done);
+    state.make_way(core);
+    if (!bounded) n = std::min(n, context - state.length());
     batch.clear();
     for (size_t i = 0; i < n; ++i) {
-      const size_t position = start + done + i;
       batch.push_back({.session = &state,
-                       .position = static_cast<uint32_t>(position),
+                       .position = static_cast<uint32_t>(state.length() + i),
                        .token = static_cast<uint32_t>(all[done + i]),
-                       .want_logits = row && position >= first_wanted});
+                       .want_logits = row && start + done + i >= first_wanted});
     }
     // A batch longer than the plan's (asked for by name, in fast) goes in
     // pieces: no bit depends on it.
@@ -102,13 +123,13 @@ Status Session::Impl::feed(
       FLASH_RETURN_IF_ERROR(core.forward(
           piece,
           [&](size_t i, std::span<const float> logits) {
-            row(piece[i].position, logits);
+            row(start + done + i, logits);
           },
           normalised,
           layer_done));
       at += rows;
       done += rows;
-      while (tokens.size() < state.length()) {
+      while (tokens.size() < state.known()) {
         tokens.push_back(fresh[tokens.size() - before]);
       }
       if (progress) progress(done, all.size());

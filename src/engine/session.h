@@ -31,6 +31,12 @@ struct Session::Impl {
               bool normalised,
               const std::function<void(size_t, size_t)>& progress = nullptr);
 
+  // Takes up what earlier requests have left of `tokens` and `fresh` but the
+  // last; returns how many of `fresh` are in `tokens` now.
+  size_t begin_with(std::span<const int32_t> fresh);
+  // Leaves what is cached for later requests.
+  void keep() const;
+
   Core& core;  // outlives the session
   SessionState state;
   // The conversation. Normally state.length() of them are cached; fewer after

@@ -12,6 +12,10 @@ namespace mlx_flash {
 namespace {
 
 Status check_kernels(const Core& core) {
+  if (core.config().kv_keep_tokens > 0) {
+    return unsupported(
+        "a session that forgets (--kv-keep) cannot be saved or restored");
+  }
   return core.stock() ? unsupported(
                             "a session can be saved and restored with the fast "
                             "kernels only: --kernels fast")

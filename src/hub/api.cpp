@@ -113,6 +113,31 @@ std::string advice(const HttpClient& client,
          "run `hf auth login`";
 }
 
+// The headers of a file. Mirrors without HEAD send them with its first byte.
+Result<HttpResponse> fetch_head(HttpClient& client, const std::string& url) {
+  HttpRequest request;
+  request.url = url;
+  request.head = true;
+  request.total_ms = client.settings().timeout_ms * kTotalOverIdle;
+  FLASH_ASSIGN_OR_RETURN(HttpResponse response, client.send(request));
+  if (response.status != 405 && response.status != 501) return response;
+  request.head = false;
+  request.stay = true;
+  request.range = std::pair(uint64_t{0}, uint64_t{0});
+  request.body_max = kListingBytesMax;  // where there are no ranges either
+  return client.send(request);
+}
+
+// What the headers say of a file's length.
+std::optional<uint64_t> length_in(const HttpResponse& response) {
+  const std::string linked = response.header("x-linked-size");
+  if (!linked.empty()) return parse_length(linked);
+  if (!response.location.empty()) return std::nullopt;  // that of a redirect
+  const std::string range = response.header("content-range");
+  return range.empty() ? parse_length(response.header("content-length"))
+                       : total_of_range(range);
+}
+
 }  // namespace
 
 const RemoteFile* RepoInfo::find(std::string_view name) const {
@@ -141,6 +166,16 @@ std::optional<uint64_t> total_of_range(const std::string& content_range) {
     return std::nullopt;
   }
   return parse_length(std::string_view(content_range).substr(slash + 1));
+}
+
+std::optional<uint64_t> start_of_range(const std::string& content_range) {
+  constexpr std::string_view kUnit = "bytes ";
+  const size_t dash = content_range.find('-');
+  if (!content_range.starts_with(kUnit) || dash == content_range.npos) {
+    return std::nullopt;
+  }
+  return parse_length(std::string_view(content_range)
+                          .substr(kUnit.size(), dash - kUnit.size()));
 }
 
 Status http_error(const HttpClient& client,
@@ -224,12 +259,12 @@ std::string file_url(const Settings& settings,
 Status complete(HttpClient& client, const RepoInfo& info, RemoteFile& file) {
   if (file.sized && !file.etag.empty()) return Status();
   const std::string what = info.ref.id + "/" + file.name;
-  HttpRequest request;
-  request.url = file_url(client.settings(), info, file);
-  request.head = true;
-  request.total_ms = client.settings().timeout_ms * kTotalOverIdle;
-  FLASH_ASSIGN_OR_RETURN(const HttpResponse response, client.send(request));
-  if (!response.success() && response.location.empty()) {
+  FLASH_ASSIGN_OR_RETURN(
+      const HttpResponse response,
+      fetch_head(client, file_url(client.settings(), info, file)));
+  const auto length = length_in(response);
+  const bool empty = response.status == 416 && length == 0;
+  if (!response.success() && response.location.empty() && !empty) {
     return http_error(client, info.ref, response, what);
   }
   const std::string commit = response.header("x-repo-commit");
@@ -249,11 +284,6 @@ Status complete(HttpClient& client, const RepoInfo& info, RemoteFile& file) {
     file.etag = etag;
     file.lfs = is_sha256(etag);
   }
-  std::string size = response.header("x-linked-size");
-  if (size.empty() && response.location.empty()) {
-    size = response.header("content-length");
-  }
-  const auto length = parse_length(size);
   if (!file.sized) {
     if (!length) {
       return invalid_input(

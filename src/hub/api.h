@@ -51,6 +51,8 @@ Status http_error(const HttpClient& client,
 
 // "bytes 0-99/1234" -> 1234; nothing if it does not say.
 std::optional<uint64_t> total_of_range(const std::string& content_range);
+// The same -> 0.
+std::optional<uint64_t> start_of_range(const std::string& content_range);
 std::optional<uint64_t> parse_length(std::string_view text);
 
 }  // namespace mlx_flash::hub

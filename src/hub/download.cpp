@@ -35,17 +35,6 @@ uint64_t piece_bytes(uint64_t size, int connections) {
   return std::clamp(share, kPieceMin, kPieceMax);
 }
 
-// "bytes 100-199/1234" -> 100; nothing if it does not say.
-std::optional<uint64_t> start_of_range(const std::string& content_range) {
-  constexpr std::string_view kUnit = "bytes ";
-  const size_t dash = content_range.find('-');
-  if (!content_range.starts_with(kUnit) || dash == content_range.npos) {
-    return std::nullopt;
-  }
-  return parse_length(std::string_view(content_range)
-                          .substr(kUnit.size(), dash - kUnit.size()));
-}
-
 }  // namespace
 
 Downloader::Downloader(std::shared_ptr<const CurlApi> curl,
@@ -288,7 +277,7 @@ Status Downloader::accept(const Task& task,
     const std::string range = head.header("content-range");
     total = total_of_range(range);
     const auto start = start_of_range(range);
-    if (start && *start != piece.begin + piece.done) {
+    if (!start || *start != piece.begin + piece.done) {
       return io_error(fmt::format("{}: another range came than was asked for",
                                   where(task)));
     }

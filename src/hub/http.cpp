@@ -316,9 +316,10 @@ std::variant<HttpResponse, HttpFailure> HttpClient::send_once(
     char* next = nullptr;
     curl_->easy_getinfo(handle_, CURLINFO_REDIRECT_URL, &next);
     const std::string target = next == nullptr ? "" : next;
+    const std::string from = origin_of(url);
     const std::string origin = origin_of(target);
     if (origin.empty() ||
-        (url.starts_with("https:") && !target.starts_with("https:"))) {
+        (from.starts_with("https|") && !origin.starts_with("https|"))) {
       return HttpFailure{
           io_error(fmt::format(
               "{}: redirects to {}, which is not followed: only http(s), and "
@@ -327,7 +328,7 @@ std::variant<HttpResponse, HttpFailure> HttpClient::send_once(
               quote(shown(target)))),
           false};
     }
-    if (request.head && origin != origin_of(url)) {
+    if ((request.head || request.stay) && origin != from) {
       transfer.response.location = target;
       return std::move(transfer.response);
     }

@@ -43,7 +43,9 @@ using BodySink =
 
 struct HttpRequest {
   std::string url;
-  bool head = false;  // HEAD; redirects to other origins are not followed then
+  bool head = false;  // HEAD
+  bool stay =
+      false;  // do not follow redirects to other origins; HEAD never does
   std::optional<std::pair<uint64_t, uint64_t>> range;  // first, last byte
   uint64_t body_max = 0;  // without a sink: more is an error
   BodySink sink;

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "base/read_file.h"
+#include "hub/api.h"
 
 namespace mlx_flash::hub {
 namespace {
@@ -27,10 +28,26 @@ bool has_tokenizer(const std::vector<NamedSize>& files) {
   });
 }
 
+// "model-00001-of-00002.safetensors" is not a model.
+bool has_all_parts(const std::vector<std::string>& weights) {
+  constexpr std::string_view kOf = "-of-";
+  constexpr std::string_view kEnd = ".safetensors";
+  return std::all_of(weights.begin(), weights.end(), [&](const auto& name) {
+    const size_t of = name.rfind(kOf);
+    if (of == name.npos || !name.ends_with(kEnd)) return true;
+    const size_t from = of + kOf.size();
+    const auto count = parse_length(
+        std::string_view(name).substr(from, name.size() - kEnd.size() - from));
+    return !count || *count == weights.size();
+  });
+}
+
 bool has_all_weights(const std::string& snapshot,
                      const std::vector<NamedSize>& files,
                      const Selection& selection) {
-  if (!has(files, kIndexFile)) return !selection.weights.empty();
+  if (!has(files, kIndexFile)) {
+    return !selection.weights.empty() && has_all_parts(selection.weights);
+  }
   const auto text =
       read_whole_file(snapshot + "/" + kIndexFile, kIndexBytesMax);
   if (!text.ok()) return false;

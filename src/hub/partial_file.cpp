@@ -83,7 +83,10 @@ Status PartialFile::open(const std::string& blob,
                          uint64_t size,
                          uint64_t piece_bytes) {
   FLASH_CHECK(data_ < 0 && piece_bytes > 0);
-  FLASH_CHECK(size / piece_bytes < kPiecesMax);
+  if (size / piece_bytes >= kPiecesMax) {
+    return invalid_input(fmt::format(
+        "{}: {} bytes are more than one file can have here", blob, size));
+  }
   blob_ = blob;
   size_ = size;
   data_path_ = blob + ".mlx-flash.incomplete";

@@ -10,6 +10,7 @@
 #include <set>
 #include <thread>
 #include <utility>
+#include <variant>
 
 #include "base/quote.h"
 #include "base/read_file.h"
@@ -45,6 +46,42 @@ Result<std::vector<RemoteFile>> remote(const RepoInfo& info,
   }
   return files;
 }
+
+// A range of a file out of an answer, which without ranges is the whole file.
+class RangePart {
+ public:
+  RangePart(uint64_t first, uint64_t last)
+      : first_(first), wanted_(last - first + 1) {}
+
+  bool complete() const { return bytes_.size() == wanted_; }
+  std::string& bytes() { return bytes_; }
+
+  // Fails when there is enough: the rest is not waited for.
+  Status take(const HttpResponse& head, std::span<const char> data) {
+    if (!begun_) {
+      begun_ = true;
+      const auto start = start_of_range(head.header("content-range"));
+      at_ = head.status == 206 ? start.value_or(UINT64_MAX) : 0;
+      if (at_ > first_) {
+        return io_error("another range came than was asked for");
+      }
+    }
+    if (complete()) return io_error("more came than was asked for");
+    const uint64_t skip = std::min<uint64_t>(first_ - at_, data.size());
+    at_ += skip;
+    bytes_.append(
+        data.data() + skip,
+        std::min<uint64_t>(data.size() - skip, wanted_ - bytes_.size()));
+    return Status();
+  }
+
+ private:
+  uint64_t first_;
+  uint64_t wanted_;
+  std::string bytes_;
+  uint64_t at_ = 0;  // where in the file the answer is, before bytes_
+  bool begun_ = false;
+};
 
 std::string in_gb(uint64_t bytes) {
   return fmt::format("{:.2f} GB", static_cast<double>(bytes) / 1e9);
@@ -124,7 +161,8 @@ Status Pull::check_space(const std::vector<RemoteFile>& files) const {
       continue;
     }
     const uint64_t there = PartialFile::bytes_on_disk(cache_.blob(file.etag));
-    needed += file.size - std::min(file.size, there);
+    const uint64_t more = file.size - std::min(file.size, there);
+    needed += std::min(more, UINT64_MAX - needed);  // sizes are only claims
   }
   if (needed == 0) return Status();
   FLASH_ASSIGN_OR_RETURN(const uint64_t free, cache_.free_bytes());
@@ -180,16 +218,28 @@ Result<std::string> Pull::read_range(HttpClient& client,
   HttpRequest request;
   request.url = file_url(settings_, info_, file);
   request.range = std::pair(first, last);
-  request.body_max = last - first + 1;
   request.total_ms = settings_.timeout_ms * 60;
-  FLASH_ASSIGN_OR_RETURN(HttpResponse response, client.send(request));
-  if (!response.success()) {
-    return http_error(client, info_.ref, response, what);
+  Backoff backoff(settings_.backoff_ms, control_);
+  while (true) {
+    RangePart part(first, last);
+    request.sink = [&](const HttpResponse& head, std::span<const char> bytes) {
+      return part.take(head, bytes);
+    };
+    auto outcome = client.send_once(request);
+    if (part.complete()) return std::move(part.bytes());
+    Status why = io_error(fmt::format("{}: a part of it came too short", what));
+    bool again = true;
+    if (const auto* failed = std::get_if<HttpFailure>(&outcome)) {
+      why = failed->status;
+      again = failed->again;
+    } else if (const auto& answer = std::get<HttpResponse>(outcome);
+               !answer.success()) {
+      why = http_error(client, info_.ref, answer, what);
+      again = is_transient(answer.status);
+    }
+    if (!again) return why;
+    FLASH_RETURN_IF_ERROR(backoff.wait(why, client.retry_after_s()));
   }
-  if (response.body.size() != request.body_max) {
-    return io_error(fmt::format("{}: a part of it came too short", what));
-  }
-  return std::move(response.body);
 }
 
 // Models of a hundred shards have a hundred headers: several at once.

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "io/aligned_buffer.h"
+#include "io/rate_fit.h"
 
 namespace mlx_flash {
 namespace {
@@ -81,12 +82,8 @@ class Reader {
   void finished(const ReadRequest& request) {
     bytes_ += request.bytes_min;
     end_ = std::max(end_, request.finish_time);
-    if (!counting_ && request.finish_time >= count_from_) {
-      counting_ = true;
-      // Unless nothing comes after it.
-      before_ = {begin_, bytes_};
-      begin_ = request.finish_time;
-      bytes_ = 0;
+    if (request.finish_time >= count_from_) {
+      fit_.add(request.finish_time, static_cast<double>(bytes_));
     }
     latencies_.push_back(request.finish_time - request.submit_time);
     file_.drop_cached(request.offset, request.bytes);
@@ -97,13 +94,12 @@ class Reader {
     const auto at = [this](size_t percent) {
       return latencies_[(latencies_.size() - 1) * percent / 100];
     };
-    if (bytes_ == 0) {
-      begin_ = before_.begin;
-      bytes_ = before_.bytes;
-    }
     DiskSpeed speed;
-    speed.bytes_per_s =
-        static_cast<double>(bytes_) / std::max(end_ - begin_, kMicrosecond);
+    speed.bytes_per_s = fit_.per_second();
+    if (speed.bytes_per_s <= 0) {  // too few came
+      speed.bytes_per_s =
+          static_cast<double>(bytes_) / std::max(end_ - begin_, kMicrosecond);
+    }
     speed.latency_p50_s = at(50);
     speed.latency_p99_s = at(99);
     speed.reads = latencies_.size();
@@ -118,14 +114,8 @@ class Reader {
   ReadChannel channel_;
   uint64_t offset_ = 0;
   uint64_t bytes_ = 0;
-  // Throttles let through more at first: counting begins with the first
-  // request that comes back after a while.
-  struct Count {
-    double begin = 0;
-    uint64_t bytes = 0;
-  };
-  Count before_;
-  bool counting_ = false;
+  // Throttles let through more at first: counting begins after a while.
+  RateFit fit_;
   double count_from_ = 0;
   double begin_ = 0;
   double end_ = 0;

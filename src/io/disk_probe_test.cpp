@@ -4,12 +4,45 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
+#include "io/rate_fit.h"
 #include "io/testing/temp_file.h"
 
 namespace mlx_flash {
 namespace {
 
 using testing::HasSubstr;
+
+// A throttle's slices of 100 ms, looked at for half a second from any moment.
+TEST(RateFit, BurstsAreWorthTheirRate) {
+  constexpr double kRate = 400e6;
+  constexpr double kRead = 1 << 20;
+  for (int phase = 0; phase < 20; ++phase) {
+    RateFit fit;
+    double quotient_bytes = 0;
+    double first = 0;
+    double last = 0;
+    for (double total = kRead; total < 0.5 * kRate; total += kRead) {
+      const double slice = std::floor(total / (0.1 * kRate));
+      const double inside = std::fmod(total, 0.1 * kRate) / 3e9;
+      const double time = slice * 0.1 + inside + phase * 0.005;
+      fit.add(time, total);
+      if (first == 0) first = time;
+      last = time;
+      quotient_bytes = total;
+    }
+    EXPECT_NEAR(fit.per_second() / kRate, 1, 0.05);
+    EXPECT_GT(quotient_bytes / (last - first), 1.1 * kRate);
+  }
+}
+
+TEST(RateFit, AnEvenStreamIsItsQuotient) {
+  RateFit fit;
+  for (int i = 1; i <= 100; ++i) fit.add(7 + i * 0.01, i * 5e6);
+  EXPECT_NEAR(fit.per_second(), 5e8, 1);
+  EXPECT_EQ(RateFit().per_second(), 0);
+}
 
 TEST(DiskProbe, EveryLoadIsMeasured) {
   DiskProbeOptions options;

@@ -4,11 +4,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#endif
 
 #include <algorithm>
 #include <filesystem>
 #include <random>
 
+#include "base/log.h"
 #include "io/testing/temp_file.h"
 
 namespace mlx_flash {
@@ -153,6 +159,56 @@ TEST_P(FileTest, ReadingLeavesNothingInThePageCache) {
   expect_reads(*file, 100'001, 3);
   EXPECT_EQ(cached_pages(temp.path(), kBytes), 0u);
 }
+
+#if defined(__linux__)
+constexpr int kNotHere = 77;
+
+// In a process of its own: reads from a ramfs, which has no direct I/O, and
+// counts what is said about it.
+int read_without_direct_io() {
+  const std::string folder = "flash-ramfs-" + std::to_string(::getpid());
+  if (::unshare(CLONE_NEWNS) != 0) return kNotHere;
+  (void)::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
+  if (::mkdir(folder.c_str(), 0700) != 0) return 3;
+  const bool mounted =
+      ::mount("none", folder.c_str(), "ramfs", 0, nullptr) == 0;
+  int outcome = kNotHere;
+  if (mounted && ::chdir(folder.c_str()) == 0) {
+    const TempFile temp(100'000);
+    const int said = ::open("said", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    ::dup2(said, STDERR_FILENO);
+    set_log_level(LogLevel::kInfo);
+    outcome = 0;
+    for (int i = 0; i < 2; ++i) {
+      auto file = File::open(temp.path(), File::Mode::kDirect);
+      std::vector<std::byte> out(70'001);
+      if (!file.ok() || file->direct() || file->alignment() != 1) outcome = 4;
+      if (!file.ok() || !file->read(1001, out).ok()) outcome = 5;
+      if (out != TempFile::content(1001, out.size())) outcome = 6;
+    }
+    std::string text(4096, '\0');
+    text.resize(static_cast<size_t>(::pread(said, text.data(), 4096, 0)));
+    const size_t first = text.find("no direct I/O");
+    if (first == text.npos) outcome = 7;
+    if (text.find("no direct I/O", first + 1) != text.npos) outcome = 8;
+    (void)::chdir("..");
+  }
+  if (mounted) (void)::umount2(folder.c_str(), MNT_DETACH);
+  (void)::rmdir(folder.c_str());
+  return outcome;
+}
+
+TEST(File, WithoutDirectIoItReadsThroughThePageCacheAndSaysSoOnce) {
+  bool here = true;
+  const auto fine = [&](int status) {
+    here = WIFEXITED(status) && WEXITSTATUS(status) != kNotHere;
+    return WIFEXITED(status) &&
+           (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == kNotHere);
+  };
+  EXPECT_EXIT(std::_Exit(read_without_direct_io()), fine, "");
+  if (!here) GTEST_SKIP() << "may not mount a file system without direct I/O";
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Modes,
                          FileTest,

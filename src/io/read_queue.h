@@ -126,6 +126,9 @@ class ReadQueue {
 struct ReadQueueOptions {
   int depth = 8;  // reads under way at once, at most; 1 to kReadDepthMax
   double bytes_per_s = 0;  // the most to take from the disk; 0: no limit
+  // io_uring: the depth starts at `depth` and is tuned up to this while reading
+  // (io/depth_tuner.h). 0: it is fixed.
+  int depth_max = 0;
 };
 inline constexpr int kReadDepthMax = 256;
 

@@ -538,6 +538,48 @@ TEST(TokenBucket, HoldsTheRateWhateverTheSizes) {
   EXPECT_NEAR(bucket.ready_at(now), now + 0.1, 1e-9);
 }
 
+// Requests come back right while the depth goes up and down.
+TEST(UringReadQueue, TunesItsDepthWhileReading) {
+  const auto queue =
+      make_uring_read_queue({.depth = 2, .bytes_per_s = 0, .depth_max = 16});
+  if (queue == nullptr) GTEST_SKIP() << "not available here";
+  const TempFile temp(kBytes);
+  const File file =
+      std::move(File::open(temp.path(), File::Mode::kDirect)).value();
+  constexpr size_t kCount = 64;
+  constexpr uint32_t kRead = 16 << 10;
+  AlignedBuffer memory(kCount * kRead, kAlign);
+  std::vector<ReadRequest> requests(kCount);
+  ReadChannel channel;
+  uint64_t at = 0;
+  const auto submit = [&](ReadRequest& r) {
+    r.file = &file;
+    r.offset = at % (kBytes / kRead) * kRead;
+    r.bytes = r.bytes_min = kRead;
+    r.buffer =
+        memory.data() + static_cast<size_t>(&r - requests.data()) * kRead;
+    ++at;
+    queue->submit(channel, r);
+  };
+  for (ReadRequest& r : requests) submit(r);
+  for (size_t left = 20'000; left > 0;) {
+    std::array<ReadRequest*, 16> done;
+    const size_t n = queue->wait(channel, done, true);
+    ASSERT_GT(n, 0u);
+    for (size_t i = 0; i < n; ++i) {
+      ReadRequest& r = *done[i];
+      ASSERT_TRUE(r.status.ok()) << r.status.message();
+      if (at % 16 == 0) {
+        const auto want = TempFile::content(r.offset, kRead);
+        ASSERT_EQ(std::memcmp(want.data(), r.buffer, kRead), 0);
+      }
+      if (left > kCount) submit(r);
+      --left;
+      if (left == 0) break;
+    }
+  }
+}
+
 TEST(MakeReadQueue, ThreadsAreAlwaysThere) {
   for (const IoKind kind : {IoKind::kAuto, IoKind::kUring, IoKind::kThreads}) {
     EXPECT_NE(make_read_queue(kind, {.depth = 2}), nullptr);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
 // The io_uring back end of ReadQueue (Linux). Requests wait in our own lists
-// until one of `depth` places is free, so that an urgent one overtakes; one
+// until a place is free, so that an urgent one overtakes; one
 // thread reaps completions and starts what comes next.
 
 #include "io/read_queue.h"
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "io/depth_tuner.h"
 #include "io/shared_read_queue.h"
 
 namespace mlx_flash {
@@ -28,7 +29,7 @@ class UringReadQueue final : public SharedReadQueue {
   static std::unique_ptr<ReadQueue> create(const ReadQueueOptions& options) {
     std::unique_ptr<UringReadQueue> queue(new UringReadQueue(options));
     // Entries more for the no-ops that wake and end the reaper.
-    const auto entries = static_cast<unsigned>(queue->depth_) + 2;
+    const auto entries = static_cast<unsigned>(queue->depth_max_) + 2;
     if (::io_uring_queue_init(entries, &queue->ring_, 0) != 0) return nullptr;
     queue->open_ = true;
     if (!queue->reads_supported()) return nullptr;
@@ -73,7 +74,10 @@ class UringReadQueue final : public SharedReadQueue {
  private:
   explicit UringReadQueue(const ReadQueueOptions& options)
       : SharedReadQueue(options),
-        depth_(std::clamp(options.depth, 1, kReadDepthMax)) {}
+        depth_max_(std::clamp(
+            std::max(options.depth, options.depth_max), 1, kReadDepthMax)),
+        tuner_(std::clamp(options.depth, 1, kReadDepthMax),
+               std::min(options.depth_max, kReadDepthMax)) {}
 
   bool reads_supported() {
     io_uring_probe* probe = ::io_uring_get_probe_ring(&ring_);
@@ -98,7 +102,8 @@ class UringReadQueue final : public SharedReadQueue {
     return ::io_uring_register_buffers(&ring_, &area, 1) == 0;
   }
 
-  // There is always an entry: no more than depth_ are ever outside the kernel.
+  // There is always an entry: no more than depth_max_ are ever outside the
+  // kernel.
   void prepare(ReadRequest& r) REQUIRES(mutex_) {
     io_uring_sqe* sqe = ::io_uring_get_sqe(&ring_);
     FLASH_CHECK(sqe != nullptr);
@@ -124,16 +129,19 @@ class UringReadQueue final : public SharedReadQueue {
 
   void wake() override REQUIRES(mutex_) { start_pending(); }
 
+  bool has_place() const REQUIRES(mutex_) {
+    return busy_.running() < tuner_.depth();
+  }
+
   void start_pending() REQUIRES(mutex_) {
     bool any = false;
-    while (!stop_ && busy_.running() < depth_ && !pending_.empty() &&
-           pause() <= 0) {
+    while (!stop_ && has_place() && !pending_.empty() && pause() <= 0) {
       prepare(take_pending());
       any = true;
     }
     if (any) push_to_kernel();
     // What must wait for its time is started by the reaper.
-    if (!reaper_timed_ && !pending_.empty() && busy_.running() < depth_) {
+    if (!reaper_timed_ && !pending_.empty() && has_place()) {
       reaper_timed_ = true;
       wake_reaper();
     }
@@ -178,7 +186,7 @@ class UringReadQueue final : public SharedReadQueue {
     {
       MutexLock lock(mutex_);
       start_pending();
-      reaper_timed_ = !pending_.empty() && busy_.running() < depth_;
+      reaper_timed_ = !pending_.empty() && has_place();
       if (reaper_timed_) seconds = std::clamp(pause(), 1e-5, 1e-2);
     }
     if (seconds == 0) return ::io_uring_wait_cqe(&ring_, cqe);
@@ -198,6 +206,7 @@ class UringReadQueue final : public SharedReadQueue {
     }
     check_read(r);  // asks the system: not under the lock
     MutexLock lock(mutex_);
+    tuner_.on_finish(r.done_bytes, !pending_.empty() && pause() <= 0, now());
     finish(r);
     start_pending();
   }
@@ -206,7 +215,8 @@ class UringReadQueue final : public SharedReadQueue {
   static constexpr size_t kFilesMax = 1024;
   static constexpr size_t kMemoryMax = size_t{1} << 30;  // the kernel's
 
-  const int depth_;
+  const int depth_max_;
+  DepthTuner tuner_ GUARDED_BY(mutex_);
   bool open_ = false;
   // The reaper looks at pending_ by itself before long.
   bool reaper_timed_ GUARDED_BY(mutex_) = false;

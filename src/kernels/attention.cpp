@@ -188,6 +188,13 @@ HWY_INLINE void add_values(const float* weights,
   }
 }
 
+HWY_INLINE void cap_scores(float cap, size_t begin, size_t end, float* scores) {
+  if (!(cap > 0)) return;
+  for (size_t j = begin; j < end; ++j) {
+    scores[j] = cap - 2 * cap / (exp_one(scores[j] * (2 / cap)) + 1);
+  }
+}
+
 // Scores of positions [begin, end) become weights relative to the running
 // maximum; sum and out are brought to the new one.
 HWY_INLINE void join_scores(size_t begin,
@@ -238,6 +245,7 @@ HWY_INLINE void join_block(const AttentionShape& shape,
     weights[j] =
         dot<Kv>(q, keys + j * key_stride, shape.head_dim) * shape.scale;
   }
+  cap_scores(shape.soft_cap, begin, end, weights);
   join_scores(begin, end, shape.value_dim, weights, state, out);
   add_values<Kv>(
       weights, values, value_stride, begin, end, shape.value_dim, out);
@@ -335,6 +343,7 @@ HWY_INLINE void join_quantised(const AttentionShape& shape,
     }
   }
   for (size_t h = 0; h < heads; ++h) {
+    cap_scores(shape.soft_cap, begin, end, weights[h]);
     join_scores(
         begin, end, values.dim, weights[h], states + h, out + h * values.dim);
   }

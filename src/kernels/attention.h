@@ -37,6 +37,9 @@ struct AttentionShape {
   size_t value_dim = 0;  // of values and outputs
   float scale = 1;       // multiplies q . k
   DType kv_dtype = DType::kF32;
+  // If positive, a score s becomes soft_cap tanh(s / soft_cap), computed as
+  // soft_cap - 2 soft_cap / (exp(s * (2 / soft_cap)) + 1).
+  float soft_cap = 0;
 };
 
 // The query at `position` sees keys first_key, ..., position (first_key =

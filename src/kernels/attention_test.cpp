@@ -59,6 +59,8 @@ std::vector<Case> cases() {
     all.push_back({{2, 2, 1, 1, 1.0f, dtype}, 130, 130, false});
     all.push_back({{2, 2, 100, 128, 0.1f, dtype}, 63, 64, false});
     all.push_back({{5, 5, 256, 512, 0.06f, dtype}, 5, 150, true});
+    all.push_back({{4, 2, 64, 64, 0.125f, dtype, 50.0f}, 0, 100, false});
+    all.push_back({{3, 1, 37, 19, 0.4f, dtype, 2.0f}, 70, 200, true});
   }
   return all;
 }
@@ -149,16 +151,52 @@ TEST(Attend, AgreesWithSoftmaxInDoublePrecision) {
           score += static_cast<double>(q[h * s.head_dim + d]) *
                    static_cast<double>(k[d]);
         }
-        const double e = std::exp(score * static_cast<double>(s.scale));
+        score *= static_cast<double>(s.scale);
+        const auto cap = static_cast<double>(s.soft_cap);
+        if (cap > 0) score = cap * std::tanh(score / cap);
+        const double e = std::exp(score);
         sum += e;
         for (size_t d = 0; d < s.value_dim; ++d) {
           o[d] += e * static_cast<double>(v[d]);
         }
       }
       for (size_t d = 0; d < s.value_dim; ++d) {
-        ASSERT_NEAR(out[h * s.value_dim + d], o[d] / sum, 2e-6);
+        // A capped score is off by a few units of the cap's last place.
+        const double bound = 2e-6 + double{s.soft_cap} * 1e-6;
+        ASSERT_NEAR(out[h * s.value_dim + d], o[d] / sum, bound);
       }
     }
+  }
+}
+
+TEST(Attend, ASoftCapBoundsScores) {
+  Random random(26);
+  AttentionShape shape = {1, 1, 8, 8, 1.0f, DType::kF32, 3.0f};
+  const Cache cache(shape, 40, random);
+  auto q = random_floats(8, random);
+  for (float& v : q) v *= 1e6f;  // without a cap one key would win alone
+  std::vector<float> capped(8);
+  std::vector<float> plain(8);
+  attend(shape, q.data(), cache.blocks, 0, 39, nullptr, 0, 1, capped.data());
+  shape.soft_cap = 0;
+  attend(shape, q.data(), cache.blocks, 0, 39, nullptr, 0, 1, plain.data());
+  EXPECT_NE(capped, plain);
+  // Scores are 3 or -3 now: the mean of values with weights e^6 to 1.
+  std::vector<double> mean(8);
+  double total = 0;
+  for (size_t j = 0; j < 40; ++j) {
+    const float* k =
+        reinterpret_cast<const float*>(cache.blocks[0].keys) + 8 * j;
+    const float* v =
+        reinterpret_cast<const float*>(cache.blocks[0].values) + 8 * j;
+    double score = 0;
+    for (size_t d = 0; d < 8; ++d) score += double{q[d]} * double{k[d]};
+    const double w = std::exp(score > 0 ? 3.0 : -3.0);
+    total += w;
+    for (size_t d = 0; d < 8; ++d) mean[d] += w * double{v[d]};
+  }
+  for (size_t d = 0; d < 8; ++d) {
+    EXPECT_NEAR(capped[d], mean[d] / total, 1e-5);
   }
 }
 

@@ -17,6 +17,15 @@ enum class CodeOrder {
   kEvensFirst,
 };
 
+// What 16 bytes hold, if every byte holds whole codes: then bytes of many rows
+// can be put side by side before codes are taken out of them.
+enum class UnitCodes {
+  kNone,
+  kNibbles,  // 16 codes in the low halves, 16 in the high ones
+  kBytes,
+  kSignedBytes,
+};
+
 constexpr CodeOrder code_order(const WeightFormat& format) {
   const bool neighbours =
       format.kind == WeightKind::kMxfp4 ||

@@ -57,9 +57,43 @@ class Blocks32 : public Blocks<32, kBytes> {
   }
 
  private:
+#if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
+  // Two bytes from each of eight blocks that lie in two vectors.
+  static constexpr bool kInTwoVectors = 3 * kBytes + 4 <= 64;
+  static HWY_INLINE F8 halves_of_eight(const uint8_t* p) {
+    struct Index {
+      alignas(64) uint16_t lane[32];
+      constexpr Index() : lane() {
+        for (size_t i = 0; i < kChunkGroups; ++i) {
+          lane[i] = static_cast<uint16_t>(i / 4 * 32 + i % 4 * kBytes / 2);
+        }
+      }
+    };
+    static constexpr Index kIndex;
+    // Highway 1.0 has no instruction that picks lanes out of two vectors.
+    const __m512i found =
+        _mm512_permutex2var_epi16(_mm512_loadu_si512(p),
+                                  _mm512_load_si512(kIndex.lane),
+                                  _mm512_loadu_si512(p + 4 * kBytes));
+    const hn::Full128<uint16_t> du16;
+    const hn::Full128<hwy::float16_t> d16;
+    const hn::Vec<decltype(du16)> first{_mm512_castsi512_si128(found)};
+    F8 out;
+    out.half[0] = hn::PromoteTo(DF8(), hn::BitCast(d16, first));
+    return out;
+  }
+#endif
+
   // Two bytes from each of n blocks, put together in ordinary registers: a
   // vector load of what was just stored in parts would wait for it.
   HWY_INLINE F8 halves(size_t c, size_t n, size_t at) const {
+#if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
+    if constexpr (kInTwoVectors) {
+      if (n == kChunkGroups) {
+        return halves_of_eight(this->block(c * kChunkGroups) + at);
+      }
+    }
+#endif
     uint64_t words[2] = {0, 0};
     const uint8_t* p = this->block(c * kChunkGroups) + at;
     for (size_t i = 0; i < kChunkGroups; ++i) {
@@ -89,6 +123,10 @@ class Blocks32 : public Blocks<32, kBytes> {
 // d, 16 bytes: values 0..15 in the low nibbles, 16..31 in the high ones.
 struct Q4_0Codes : Blocks32<18, false> {
   static constexpr int kZero = 8;
+  static constexpr UnitCodes kUnit = UnitCodes::kNibbles;
+  static constexpr size_t unit_at(size_t u) { return u * 18 + 2; }
+  static constexpr size_t unit_low(size_t u) { return u * 32; }
+  static constexpr size_t unit_high(size_t u) { return u * 32 + 16; }
   using Blocks32::Blocks32;
   template <size_t kQ, class Sink>
   static HWY_INLINE void codes(const uint8_t* chunk, size_t, const Sink& sink) {
@@ -101,6 +139,10 @@ struct Q4_0Codes : Blocks32<18, false> {
 // d, m, 16 bytes.
 struct Q4_1Codes : Blocks32<20, true> {
   static constexpr int kZero = 0;
+  static constexpr UnitCodes kUnit = UnitCodes::kNibbles;
+  static constexpr size_t unit_at(size_t u) { return u * 20 + 4; }
+  static constexpr size_t unit_low(size_t u) { return u * 32; }
+  static constexpr size_t unit_high(size_t u) { return u * 32 + 16; }
   using Blocks32::Blocks32;
   template <size_t kQ, class Sink>
   static HWY_INLINE void codes(const uint8_t* chunk, size_t, const Sink& sink) {
@@ -155,6 +197,12 @@ struct Q5_1Codes : Blocks32<24, true> {
 // d, 32 signed bytes.
 struct Q8_0Codes : Blocks32<34, false> {
   static constexpr int kZero = 0;
+  static constexpr UnitCodes kUnit = UnitCodes::kSignedBytes;
+  static constexpr size_t unit_at(size_t u) {
+    return u / 2 * 34 + 2 + u % 2 * 16;
+  }
+  static constexpr size_t unit_low(size_t u) { return u * 16; }
+  static constexpr size_t unit_high(size_t u) { return u * 16; }
   using Blocks32::Blocks32;
   template <size_t kQ, class Sink>
   static HWY_INLINE void codes(const uint8_t* chunk, size_t, const Sink& sink) {
@@ -206,6 +254,10 @@ struct BlocksK32 : Blocks<256, kBytes> {
 
 // Then 128 bytes: 32 for each 64 values, the first 32 in low nibbles.
 struct Q4_KCodes : BlocksK32<144> {
+  static constexpr UnitCodes kUnit = UnitCodes::kNibbles;
+  static constexpr size_t unit_at(size_t u) { return 16 + u * 16; }
+  static constexpr size_t unit_low(size_t u) { return u / 2 * 64 + u % 2 * 16; }
+  static constexpr size_t unit_high(size_t u) { return unit_low(u) + 32; }
   using BlocksK32::BlocksK32;
   template <size_t kQ, class Sink>
   static HWY_INLINE void codes(const uint8_t* chunk, size_t, const Sink& sink) {

@@ -17,6 +17,13 @@
 //   codes<q>(chunk(c), c, sink)    of group q of chunk c: sink(k, codes) for
 //                                  each sixteen of them, in code_order()
 //
+// and, where every byte holds whole codes,
+//
+//   kUnit                          what units of 16 bytes hold
+//   unit_at(u)                     where in a chunk unit u begins
+//   unit_low(u), unit_high(u)      place in the chunk, in code_order(), of the
+//                                  first of its codes (in high nibbles)
+//
 // No byte outside the row is read.
 
 #if defined(MLX_FLASH_KERNELS_CODES_MLX_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -125,6 +132,14 @@ HWY_INLINE void emit_fields(const uint8_t* p, size_t k, const Sink& sink) {
   }
 }
 
+template <class Codes>
+constexpr UnitCodes unit_of() {
+  if constexpr (requires { Codes::kUnit; }) return Codes::kUnit;
+  return UnitCodes::kNone;
+}
+template <class Codes>
+constexpr UnitCodes kUnitOf = unit_of<Codes>();
+
 template <int kBits, size_t kGroup>
 class AffineCodes {
  public:
@@ -144,10 +159,23 @@ class AffineCodes {
   }
 
   HWY_INLINE void scales(size_t c, size_t n, F8* scale, F8* offset) const {
-    const size_t at = c * kChunkGroups * number_bytes_;
-    *scale = numbers(scales_ + at, n);
-    *offset = numbers(biases_ + at, n);
+    *scale = numbers(scales_of(c), n);
+    *offset = numbers(biases_of(c), n);
   }
+  // Where those of chunk c lie.
+  HWY_INLINE const uint8_t* scales_of(size_t c) const {
+    return scales_ + c * kChunkGroups * number_bytes_;
+  }
+  HWY_INLINE const uint8_t* biases_of(size_t c) const {
+    return biases_ + c * kChunkGroups * number_bytes_;
+  }
+
+  static constexpr UnitCodes kUnit = kBits == 4   ? UnitCodes::kNibbles
+                                     : kBits == 8 ? UnitCodes::kBytes
+                                                  : UnitCodes::kNone;
+  static constexpr size_t unit_at(size_t u) { return u * 16; }
+  static constexpr size_t unit_low(size_t u) { return u * (128 / kBits); }
+  static constexpr size_t unit_high(size_t u) { return unit_low(u) + 16; }
 
   template <size_t kQ, class Sink>
   static HWY_INLINE void codes(const uint8_t* chunk, size_t, const Sink& sink) {

@@ -199,6 +199,20 @@ HWY_INLINE void dot(const S16& a, const int16_t* p, I8* sum) {
 #endif
 }
 
+// The products of a's and *p's pairs: what dot() adds to nothing.
+HWY_INLINE I8 first_dot(const S16& a, const int16_t* p) {
+#if HWY_ARCH_X86
+  I8 out;
+  out.half[0] =
+      hn::Vec<DI8>{_mm256_madd_epi16(a.half[0].raw, hn::LoadU(DS16(), p).raw)};
+  return out;
+#else
+  I8 out = zero_i8();
+  dot(a, p, &out);
+  return out;
+#endif
+}
+
 // In each block of four lanes: the sums of a's, b's, c's and e's four.
 HWY_INLINE hn::Vec<DI8> sum_blocks(hn::Vec<DI8> a,
                                    hn::Vec<DI8> b,

@@ -73,12 +73,18 @@ class ChunkSums {
                         size_t c,
                         const int16_t* const* values,
                         size_t q) {
-    for (size_t t = 0; t < kT; ++t) sum_[t][q] = zero_i8();
+    // Where the compiler sees which sixteen are a group's first.
+    constexpr bool kShort = Codes::group_size() <= 32;
+    for (size_t t = 0; t < kT && !kShort; ++t) sum_[t][q] = zero_i8();
     const size_t at = q * Codes::group_size();
     Codes::template codes<kQ>(
         chunk, c, [&](size_t k, const S16& codes) FLASH_INLINE_LAMBDA {
           for (size_t t = 0; t < kT; ++t) {
-            dot(codes, values[t] + at + k, &sum_[t][q]);
+            if (kShort && k == 0) {
+              sum_[t][q] = first_dot(codes, values[t] + at);
+            } else {
+              dot(codes, values[t] + at + k, &sum_[t][q]);
+            }
           }
         });
   }
@@ -86,18 +92,36 @@ class ChunkSums {
   I8 sum_[kT][kChunkGroups];
 };
 
-// Adds chunk c of a row of W, of n groups, times rows t0, ... of x.
+// Chunk c of kT rows of x.
+template <size_t kT>
+struct ChunkOfX {
+  ChunkOfX(const FixedRows& x, size_t t0, size_t c) {
+    const size_t g = c * kChunkGroups;
+    for (size_t t = 0; t < kT; ++t) {
+      values[t] = x.layout.values(x.rows, t0 + t) + g * x.layout.group_size();
+      scales[t] = x.layout.scale(x.rows, t0 + t, g);
+    }
+  }
+  const float* sums(size_t t) const {
+    return scales[t] + FixedLayout::kSumAt / sizeof(float);
+  }
+  const int32_t* zero_sums(size_t t) const {
+    return reinterpret_cast<const int32_t*>(
+        scales[t] + FixedLayout::kZeroSumAt / sizeof(float));
+  }
+
+  const int16_t* values[kT];
+  const float* scales[kT];  // the other numbers lie behind them
+};
+
+// Adds chunk c of a row of W, of n groups, times rows of x.
 template <class Codes, size_t kT, bool kFull>
-HWY_INLINE void add_chunk(const Codes& row,
-                          size_t c,
-                          size_t n,
-                          const FixedRows& x,
-                          size_t t0,
-                          F8* acc) {
-  const size_t g = c * kChunkGroups;
+HWY_INLINE void add_chunk(
+    const Codes& row, size_t c, size_t n, const ChunkOfX<kT>& x, F8* acc) {
+  // Hidden for each row, as in opaque(), or addresses would be kept for all.
   const int16_t* values[kT];
   for (size_t t = 0; t < kT; ++t) {
-    values[t] = x.layout.values(x.rows, t0 + t) + g * Codes::group_size();
+    values[t] = x.values[t];
     asm("" : "+r"(values[t]));
   }
   F8 scale;
@@ -111,15 +135,28 @@ HWY_INLINE void add_chunk(const Codes& row,
   }
   for (size_t t = 0; t < kT; ++t) {
     I8 sum = chunk.result(t);
-    if constexpr (Codes::kZero != 0) {
-      sum = subtract(sum, x.layout.zero_sums(x.rows, t0 + t) + g);
-    }
-    const F8 product = mul(scale, load_f8(x.layout.scales(x.rows, t0 + t) + g));
+    if constexpr (Codes::kZero != 0) sum = subtract(sum, x.zero_sums(t));
+    const F8 product = mul(scale, load_f8(x.scales[t]));
     acc[t] = mul_add(product, to_f8(sum), acc[t]);
     if constexpr (Codes::kOffset) {
-      acc[t] =
-          mul_add(offset, load_f8(x.layout.sums(x.rows, t0 + t) + g), acc[t]);
+      acc[t] = mul_add(offset, load_f8(x.sums(t)), acc[t]);
     }
+  }
+}
+
+// fn(Part<i>()) for the rows side by side. Unrolled for one row of x and one
+// pointer for each row of W, so that accumulators stay in registers; for more
+// there are too many of them.
+template <class Codes, size_t kT, class Fn>
+HWY_INLINE void for_rows(const Fn& fn) {
+  static_assert(kRows == 4);
+  if constexpr (kT == 1 && sizeof(Codes) == sizeof(void*)) {
+    fn(Part<0>());
+    fn(Part<1>());
+    fn(Part<2>());
+    fn(Part<3>());
+  } else {
+    for (size_t i = 0; i < kRows; ++i) fn(i);
   }
 }
 
@@ -142,19 +179,25 @@ void multiply(const WeightRows& w,
     const Codes rows[kRows] = {
         Codes(w, at(0)), Codes(w, at(1)), Codes(w, at(2)), Codes(w, at(3))};
     F8 acc[kRows][kT];
-    for (auto& row : acc) {
-      for (F8& a : row) a = set_f8(0.0f);
-    }
+    for_rows<Codes, kT>([&](auto i) FLASH_INLINE_LAMBDA {
+      for (F8& a : acc[i]) a = set_f8(0.0f);
+    });
     for (size_t c = 0; c < whole; ++c) {
-      for (size_t i = 0; i < kRows; ++i) {
-        prefetch.step(r + i, c);
-        add_chunk<Codes, kT, true>(rows[i], c, kChunkGroups, x, t0, acc[i]);
-      }
+      const ChunkOfX<kT> chunk(x, t0, c);
+      for_rows<Codes, kT>([&](auto i) FLASH_INLINE_LAMBDA {
+        if constexpr (Codes::kGroupBytes != 0) {
+          prefetch.ahead_of<kChunkGroups * Codes::kGroupBytes>(
+              rows[i].chunk(c));
+        } else {
+          prefetch.step(r + i, c);
+        }
+        add_chunk<Codes, kT, true>(rows[i], c, kChunkGroups, chunk, acc[i]);
+      });
     }
     if constexpr (Codes::kGroupBytes != 0) {
+      const ChunkOfX<kT> chunk(x, t0, whole);
       for (size_t i = 0; i < kRows && rest > 0; ++i) {
-        prefetch.step(r + i, whole);
-        add_chunk<Codes, kT, false>(rows[i], whole, rest, x, t0, acc[i]);
+        add_chunk<Codes, kT, false>(rows[i], whole, rest, chunk, acc[i]);
       }
     }
     for (size_t i = 0; i < std::min(kRows, row_end - r); ++i) {

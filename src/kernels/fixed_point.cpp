@@ -15,29 +15,14 @@
 #include "kernels/lanes-inl.h"
 #endif
 
-#ifndef MLX_FLASH_KERNELS_FIXED_ROW_
-#define MLX_FLASH_KERNELS_FIXED_ROW_
-namespace mlx_flash::kernels {
-
-// Where the parts of one row go.
-struct FixedRow {
-  int16_t* values;
-  float* scales;
-  float* sums;
-  int32_t* zero_sums;
-  uint32_t* fits;
-};
-
-}  // namespace mlx_flash::kernels
-#endif
-
 HWY_BEFORE_NAMESPACE();
 namespace mlx_flash::kernels {
 namespace HWY_NAMESPACE {
 
 #if FLASH_KERNEL_STUB
 
-bool quantise(const float*, size_t, size_t, CodeOrder, int, const FixedRow&) {
+bool quantise(
+    const float*, size_t, const FixedLayout&, CodeOrder, int, std::byte*) {
   FLASH_KERNEL_STUB_CALLED();
 }
 
@@ -70,6 +55,25 @@ HWY_INLINE int32_t round_group(
   return hn::GetLane(hn::SumOfLanes(DI(), sum));
 }
 
+// The sum of q[4i] q[4i + 2] + q[4i + 1] q[4i + 3] modulo 2^32.
+HWY_INLINE uint32_t sum_of_pairs(const int16_t* q, size_t n) {
+  const hn::CappedTag<int16_t, 16> d16;
+  const hn::RepartitionToWide<decltype(d16)> d32;
+  auto sum = hn::Zero(d32);
+  auto high = hn::Zero(d32);
+  for (size_t k = 0; k < n; k += hn::MaxLanes(d16)) {
+    const auto both = hn::LoadU(d16, q + k);
+    const auto swapped =
+        hn::BitCast(d16, hn::Shuffle2301(hn::BitCast(d32, both)));
+    // Each product once: even lanes of 32 bits keep theirs.
+    const auto first =
+        hn::BitCast(d16, hn::OddEven(hn::Zero(d32), hn::BitCast(d32, both)));
+    sum = hn::ReorderWidenMulAccumulate(d32, first, swapped, sum, high);
+  }
+  const auto total = hn::RearrangeToOddPlusEven(sum, high);
+  return static_cast<uint32_t>(hn::GetLane(hn::SumOfLanes(d32, total)));
+}
+
 // The largest magnitude, or NaN or infinity if there is one.
 HWY_INLINE float largest(const float* x, size_t n) {
   // Magnitudes are ordered like their bits, with NaN above infinity.
@@ -80,27 +84,34 @@ HWY_INLINE float largest(const float* x, size_t n) {
   return hn::GetLane(hn::BitCast(DF(), hn::MaxOfLanes(DI(), top)));
 }
 
+template <typename T>
+HWY_INLINE void put(std::byte* row, size_t at, T value) {
+  std::memcpy(row + at, &value, sizeof(T));
+}
+
 bool quantise(const float* x,
               size_t groups,
-              size_t n,
+              const FixedLayout& layout,
               CodeOrder order,
               int zero,
-              const FixedRow& row) {
+              std::byte* row) {
+  const size_t n = layout.group_size();
+  auto* values = reinterpret_cast<int16_t*>(row);
   for (size_t g = 0; g < groups; ++g) {
     const float m = largest(x + g * n, n);
-    if (m == 0.0f) {
-      row.scales[g] = row.sums[g] = 0.0f;
-      row.zero_sums[g] = 0;
-      std::fill_n(row.values + g * n, n, int16_t{0});
-      continue;
-    }
+    if (m == 0.0f) continue;
     if (!(m >= kFixedRangeLow && m <= kFixedRangeHigh)) return false;
     const float s = m / kFixedLargest;
+    int16_t* out = values + g * n;
     const int32_t sum =
-        round_group(x + g * n, n, kFixedLargest / m, order, row.values + g * n);
-    row.scales[g] = s;
-    row.sums[g] = s * static_cast<float>(sum);
-    row.zero_sums[g] = zero * sum;
+        round_group(x + g * n, n, kFixedLargest / m, order, out);
+    const size_t at = layout.number_at(g);
+    put(row, at, s);
+    put(row, at + FixedLayout::kSumAt, s * static_cast<float>(sum));
+    put(row, at + FixedLayout::kZeroSumAt, zero * sum);
+    put(row,
+        at + FixedLayout::kPairStartAt,
+        0u - static_cast<uint32_t>(zero * sum) - sum_of_pairs(out, n));
   }
   return true;
 }
@@ -132,9 +143,8 @@ FixedLayout::FixedLayout(const WeightFormat& format, size_t cols)
     : group_size_(scale_group(format)),
       groups_((cols / group_size_ + kChunkGroups - 1) / kChunkGroups *
               kChunkGroups),
-      scales_at_(groups_ * group_size_ * sizeof(int16_t)),
-      row_bytes_((scales_at_ + groups_ * 12 + sizeof(uint32_t) + 63) / 64 *
-                 64) {}
+      numbers_at_(groups_ * group_size_ * sizeof(int16_t)),
+      row_bytes_((fits_at() + sizeof(uint32_t) + 63) / 64 * 64) {}
 
 void prepare_fixed(const WeightFormat& format,
                    size_t cols,
@@ -146,30 +156,17 @@ void prepare_fixed(const WeightFormat& format,
   FLASH_CHECK(integer_coded(format) && format_accepts(format, cols));
   const FixedLayout layout(format, cols);
   for (size_t t = begin; t < end; ++t) {
-    std::byte* to = out + t * layout.row_bytes();
-    const size_t at = layout.groups() * layout.group_size() * sizeof(int16_t);
-    const FixedRow row = {
-        reinterpret_cast<int16_t*>(to),
-        reinterpret_cast<float*>(to + at),
-        reinterpret_cast<float*>(to + at + layout.groups() * 4),
-        reinterpret_cast<int32_t*>(to + at + layout.groups() * 8),
-        reinterpret_cast<uint32_t*>(to + at + layout.groups() * 12)};
-    const size_t groups = cols / layout.group_size();
+    std::byte* row = out + t * layout.row_bytes();
+    std::memset(row, 0, layout.row_bytes());
     const bool fits = HWY_DYNAMIC_DISPATCH(quantise)(x + t * x_stride,
-                                                     groups,
-                                                     layout.group_size(),
+                                                     cols / layout.group_size(),
+                                                     layout,
                                                      code_order(format),
                                                      code_zero(format),
                                                      row);
-    if (!fits) std::memset(to, 0, layout.row_bytes());
-    *row.fits = fits ? 1 : 0;
-    for (size_t g = groups; g < layout.groups() && fits; ++g) {
-      row.scales[g] = row.sums[g] = 0.0f;
-      row.zero_sums[g] = 0;
-      std::fill_n(row.values + g * layout.group_size(),
-                  layout.group_size(),
-                  int16_t{0});
-    }
+    if (!fits) std::memset(row, 0, layout.row_bytes());
+    const uint32_t mark = fits ? 1 : 0;
+    std::memcpy(row + layout.fits_at(), &mark, sizeof(mark));
   }
 }
 

@@ -8,15 +8,17 @@
 // scale) gets a scale of its own:
 //
 //   m  = max |x[k]| of the group
-//   s  = m / 32767, v = 32767 / m     (both 0 if m is 0; float32 divisions)
+//   s  = m / 32512, v = 32512 / m     (both 0 if m is 0; float32 divisions)
 //   q[k] = x[k] * v, rounded to float32, then to the nearest integer (ties to
-//          even): an int16 of at most 32767
+//          even): an int16 of at most 32512
 //   S  = sum of q[k], exact
 //
 // so that x[k] is s * q[k] within 0.505 s (half a step and the roundings of v,
-// s and the product): 2^-16 of the group's largest value. A row with a group
-// whose m is neither 0 nor within [2^-64, 2^64], infinities and NaN among them,
-// does not fit (`fits` is false, all else 0): kernels multiply it in float32.
+// s and the product): 2^-15.9 of the group's largest value. 32512 leaves room
+// for a code of 8 bits: q + code is an int16 still (fixed_gemm.cpp). A row with
+// a group whose m is neither 0 nor within [2^-64, 2^64], infinities and NaN
+// among them, does not fit (`fits` is false, all else 0): kernels multiply it
+// in float32.
 
 #include <cstddef>
 #include <cstdint>
@@ -25,7 +27,7 @@
 
 namespace mlx_flash::kernels {
 
-inline constexpr float kFixedLargest = 32767.0f;
+inline constexpr float kFixedLargest = 32512.0f;
 inline constexpr float kFixedRangeLow = 0x1p-64f;
 inline constexpr float kFixedRangeHigh = 0x1p64f;
 
@@ -46,22 +48,39 @@ class FixedLayout {
   size_t groups() const { return groups_; }  // whole chunks of them
   size_t row_bytes() const { return row_bytes_; }
 
+  // Behind a row's beginning: the four numbers of group g, and whether it fits.
+  size_t number_at(size_t g) const {
+    return numbers_at_ + g / kChunkGroups * kChunkNumberBytes +
+           g % kChunkGroups * 4;
+  }
+  size_t fits_at() const { return number_at(groups_); }
+  // From a group's scale to its other numbers.
+  static constexpr size_t kSumAt = kChunkGroups * 4;
+  static constexpr size_t kZeroSumAt = kChunkGroups * 8;
+  static constexpr size_t kPairStartAt = kChunkGroups * 12;
+
   // Parts of row t of `rows`.
   const int16_t* values(const std::byte* rows, size_t t) const {
     return part<int16_t>(rows, t, 0);
   }
-  const float* scales(const std::byte* rows, size_t t) const {  // s
-    return part<float>(rows, t, scales_at_);
+  // Of group g; the numbers of a chunk's groups lie side by side.
+  const float* scale(const std::byte* rows, size_t t, size_t g) const {  // s
+    return part<float>(rows, t, number_at(g));
   }
-  const float* sums(const std::byte* rows, size_t t) const {  // s * S
-    return part<float>(rows, t, scales_at_ + groups_ * 4);
+  const float* sum(const std::byte* rows, size_t t, size_t g) const {  // s * S
+    return part<float>(rows, t, number_at(g) + kSumAt);
   }
   // zero * S, where code - zero is what a weight's scale multiplies.
-  const int32_t* zero_sums(const std::byte* rows, size_t t) const {
-    return part<int32_t>(rows, t, scales_at_ + groups_ * 8);
+  const int32_t* zero_sum(const std::byte* rows, size_t t, size_t g) const {
+    return part<int32_t>(rows, t, number_at(g) + kZeroSumAt);
+  }
+  // What a sum of paired products starts with (fixed_gemm.cpp), modulo 2^32:
+  // -zero * S - the sum of q[4i] q[4i + 2] + q[4i + 1] q[4i + 3] as they lie.
+  const int32_t* pair_start(const std::byte* rows, size_t t, size_t g) const {
+    return part<int32_t>(rows, t, number_at(g) + kPairStartAt);
   }
   bool fits(const std::byte* rows, size_t t) const {
-    return *part<uint32_t>(rows, t, scales_at_ + groups_ * 12) != 0;
+    return *part<uint32_t>(rows, t, fits_at()) != 0;
   }
 
  private:
@@ -70,9 +89,11 @@ class FixedLayout {
     return reinterpret_cast<const T*>(rows + t * row_bytes_ + offset);
   }
 
+  static constexpr size_t kChunkNumberBytes = kChunkGroups * 16;
+
   size_t group_size_;
   size_t groups_;
-  size_t scales_at_;
+  size_t numbers_at_;
   size_t row_bytes_;
 };
 

@@ -22,7 +22,7 @@
 //   1. x becomes 16-bit fixed point, group by group: s[g], q[k], S[g] of
 //      kernels/fixed_point.h. This is the only rounding beyond float32's own.
 //   2. I[g] = sum of (code[k] - zero) * q[k] over the group, in int32: exact,
-//      whatever the order (at most 255 * 32767 * 128 < 2^31).
+//      whatever the order (at most 255 * 32512 * 128 < 2^31).
 //   3. Eight float32 accumulators, acc[i] = 0; for g = 0, 1, ..., with groups
 //      of zeros (scale, offset, s, S, I all 0) up to a multiple of eight:
 //      acc[g % 8] = fma(scale[g] * s[g], float(I[g]), acc[g % 8]); then, if the
@@ -46,6 +46,10 @@
 #include "base/weight_format.h"
 
 namespace mlx_flash::kernels {
+
+// Rows of a matrix that kernels take at once, at most: ranges that begin at
+// multiples of it waste nothing.
+inline constexpr size_t kRowGrain = 32;
 
 // Some rows of a weight matrix in memory. Pointers need no alignment (direct
 // I/O puts a tile wherever its file offset falls).

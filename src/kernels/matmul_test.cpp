@@ -9,9 +9,11 @@
 #include <cstring>
 #include <memory>
 
+#include "base/thread_pool.h"
 #include "kernels/code_order.h"
 #include "kernels/fixed_point.h"
 #include "kernels/reference.h"
+#include "kernels/row_kernels.h"
 #include "kernels/test_matrix.h"
 #include "kernels/vector_ops.h"
 
@@ -238,8 +240,8 @@ TEST(Matmul, ARowThatDoesNotFitIsMultipliedInFloat32) {
   }
 }
 
-// Against float64 on the dequantised weights: what is rounded is x, to 2^-16 of
-// its group's largest value, and sums, in float32.
+// Against float64 on the dequantised weights: what is rounded is x, to 0.505 /
+// 32512 of its group's largest value, and sums, in float32.
 TEST(Matmul, ErrorAgainstFloat64IsWithinTheStatedBound) {
   Random random(15);
   for (const WeightFormat& format : reference::all_formats()) {
@@ -269,9 +271,94 @@ TEST(Matmul, ErrorAgainstFloat64IsWithinTheStatedBound) {
           }
           bound += parts * largest * 0x1p-24 * 8;
         }
-        if (integer_coded(format)) bound += magnitude * largest * 0x1p-16;
+        if (integer_coded(format))
+          bound += magnitude * largest * (0.505 / 32512);
       }
       ASSERT_LE(std::fabs(double{y[r]} - exact), bound) << format_name(format);
+    }
+  }
+}
+
+// What a thread takes, and how many there are, is no part of the arithmetic;
+// nor is the number of rows of x, from one to more than a panel's.
+TEST(Matmul, ThreadsAndBatchesChangeNoBit) {
+  constexpr size_t kTokens = 512;
+  for (const WeightFormat& format : {affine_format(4, 64, DType::kBF16),
+                                     affine_format(8, 32, DType::kF16),
+                                     block_format(WeightKind::kQ4_0),
+                                     block_format(WeightKind::kQ8_0),
+                                     block_format(WeightKind::kQ4_K),
+                                     block_format(WeightKind::kQ6_K),
+                                     dense_format(DType::kBF16)}) {
+    Random random(16);
+    const size_t cols = width(format, 512);
+    const size_t rows = 75;
+    const TestMatrix m(format, rows, cols, random);
+    const auto x = random_floats(kTokens * cols, random);
+    const auto whole = product(m.rows(), x, cols, kTokens);
+    for (size_t t : std::initializer_list<size_t>{0, 7, 300, 511}) {
+      const std::vector<float> one(
+          x.begin() + static_cast<ptrdiff_t>(t * cols),
+          x.begin() + static_cast<ptrdiff_t>((t + 1) * cols));
+      const auto y = product(m.rows(), one, cols, 1);
+      for (size_t r = 0; r < rows; ++r) {
+        ASSERT_TRUE(same_bits(y[r], whole[t * rows + r]))
+            << format_name(format);
+      }
+    }
+    for (int threads : {1, 2, 3, 8}) {
+      ThreadPool pool(threads);
+      std::vector<Scratch> scratch(static_cast<size_t>(threads));
+      for (size_t tokens : std::initializer_list<size_t>{1, 7, kTokens}) {
+        const Prepared prepared(m.rows(), x, cols, tokens);
+        std::vector<float> y(tokens * rows, 12345.0f);
+        pool.parallel_for(rows, 5, [&](size_t begin, size_t end, int thread) {
+          matmul(m.rows(),
+                 begin,
+                 end,
+                 prepared.input(),
+                 y.data(),
+                 rows,
+                 scratch[static_cast<size_t>(thread)].data());
+        });
+        for (size_t i = 0; i < y.size(); ++i) {
+          ASSERT_TRUE(same_bits(y[i], whole[i]))
+              << format_name(format) << " " << threads << " threads, " << tokens
+              << " rows of x";
+        }
+      }
+    }
+  }
+}
+
+// Taking products in pairs is a matter of speed alone.
+TEST(Matmul, PairedProductsGiveTheSameBits) {
+  for (int64_t target : runnable_targets()) {
+    const ForcedTarget forced(target);
+    Random random(17);
+    for (const WeightFormat& format : reference::all_formats()) {
+      if (!integer_coded(format)) continue;
+      const size_t cols = width(format, 1300);
+      const TestMatrix m(format, 35, cols, random);
+      // The largest numbers of either sign, whose sums of pairs overflow.
+      auto x = random_floats(9 * cols, random);
+      for (size_t k = 0; k < cols; ++k) x[k] = k % 3 == 0 ? -1.0f : 1.0f;
+      const Prepared prepared(m.rows(), x, cols, 9);
+      FixedRows rows = {
+          FixedLayout(format, cols), prepared.input().prepared, 9};
+      Scratch scratch;
+      std::vector<float> y[2];
+      for (const bool paired : {false, true}) {
+        rows.paired = paired;
+        y[paired].resize(9 * 35);
+        fixed_gemm_fn()(
+            m.rows(), 0, 35, rows, y[paired].data(), 35, scratch.data());
+      }
+      ASSERT_EQ(first_difference(y[0], y[1]), -1)
+          << target_label(target) << " " << format_name(format);
+      ASSERT_EQ(first_difference(y[0], reference_product(m.rows(), x, cols, 9)),
+                -1)
+          << target_label(target) << " " << format_name(format);
     }
   }
 }
@@ -340,7 +427,7 @@ TEST(Matmul, EveryWeightAndEveryInputCounts) {
       std::vector<float> x(cols, 0.0f);
       x[k] = 1.0f;
       // A sum of zeros and one product is the weight itself, but for the few
-      // roundings of s * 32767 and of sums that cancel.
+      // roundings of s * 32512 and of sums that cancel.
       float tolerance = 0;
       if (integer_coded(format)) {
         const auto c = reference::coded_weight(m.rows(), 0, k);

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "kernels/measure.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 
 #include "base/clock.h"
 #include "kernels/fixed_point.h"
@@ -17,6 +21,28 @@ namespace {
 
 struct alignas(64) Line {
   std::byte bytes[64];
+};
+
+// Memory in huge pages where they can be had, as pinned weights lie
+// (residency/arena.h): what is read beside them lies alike.
+template <typename T>
+struct HugePages {
+  using value_type = T;
+  static constexpr size_t kBytes = size_t{2} << 20;
+
+  T* allocate(size_t n) {
+    const size_t bytes = (n * sizeof(T) + kBytes - 1) / kBytes * kBytes;
+    void* p = std::aligned_alloc(kBytes, bytes);
+    if (p == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    (void)::madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return static_cast<T*>(p);
+  }
+  void deallocate(T* p, size_t) {
+    std::free(p);
+  }
+  bool operator==(const HugePages&) const = default;
 };
 
 std::byte* data(std::vector<Line>& lines) {
@@ -62,7 +88,7 @@ class Copies {
   size_t cols_;
   size_t copy_bytes_;
   size_t count_;
-  std::vector<Line> lines_;
+  std::vector<Line, HugePages<Line>> lines_;
 };
 
 // The median of the runs of fn(i), i = 0, 1, ..., that fill `seconds`.
@@ -83,7 +109,7 @@ double median_seconds(double seconds, const Fn& fn) {
 
 double read_bytes_per_s(ThreadPool& pool, const MeasureOptions& options) {
   const size_t words = options.weight_bytes / 8;
-  const std::vector<uint64_t> memory(words, 3);
+  const std::vector<uint64_t, HugePages<uint64_t>> memory(words, 3);
   std::vector<Line> sums(static_cast<size_t>(pool.threads()));
   constexpr size_t kBlock = 512;
   const double seconds = median_seconds(options.seconds, [&](size_t) {

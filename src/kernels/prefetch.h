@@ -29,6 +29,15 @@ class RowPrefetch {
     }
   }
 
+  // The same for steps of kBytes, by way of the step's own address.
+  template <size_t kBytes>
+  __attribute__((always_inline)) void ahead_of(const uint8_t* step) const {
+    const uintptr_t p = reinterpret_cast<uintptr_t>(step) + ahead_;
+    for (size_t i = 0; i < kBytes; i += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(p + i), 0, 2);
+    }
+  }
+
  private:
   uintptr_t weight_;
   size_t row_bytes_;

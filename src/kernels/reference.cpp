@@ -280,7 +280,11 @@ void attend_head(const AttentionShape& s,
                         s.kv_dtype,
                         (j * s.kv_heads + kv_head) * s.head_dim + i);
       }
-      const float score = dot(q, k.data(), s.head_dim) * s.scale;
+      float score = dot(q, k.data(), s.head_dim) * s.scale;
+      if (s.soft_cap > 0) {
+        const float e = reference::exp(score * (2 / s.soft_cap));
+        score = s.soft_cap - 2 * s.soft_cap / (e + 1);
+      }
       scores.emplace_back(j, score);
       if (score > top) top = score;
     }

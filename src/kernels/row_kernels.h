@@ -18,6 +18,10 @@ struct FloatRows {
   size_t tokens;
 };
 
+// Whether this machine adds 16-bit numbers beside multiplying them, so that
+// trading multiplications for additions pays.
+bool paired_products_pay();
+
 // Rows of x as prepare_fixed() left them.
 struct FixedRows {
   FixedLayout layout;
@@ -26,6 +30,9 @@ struct FixedRows {
   // Sums over groups go to chain g % chains. Anything but eight is for
   // measuring what the canonical order costs.
   size_t chains = kChunkGroups;
+  // Take products two at a time where the kernel can (fixed_gemm.cpp). The
+  // same bits.
+  bool paired = paired_products_pay();
 };
 
 // Float formats, one row of x: y[r] = dot(x, W[r]).

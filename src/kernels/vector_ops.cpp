@@ -38,6 +38,18 @@ void silu_mul(const float*, const float*, size_t, float*) {
 void gelu_tanh_mul(const float*, const float*, size_t, float*) {
   FLASH_KERNEL_STUB_CALLED();
 }
+void swiglu_clipped(const float*, const float*, float, float, size_t, float*) {
+  FLASH_KERNEL_STUB_CALLED();
+}
+void add_scaled(const float*, float, size_t, float*) {
+  FLASH_KERNEL_STUB_CALLED();
+}
+void softmax(float*, size_t) {
+  FLASH_KERNEL_STUB_CALLED();
+}
+void sigmoid(float*, size_t) {
+  FLASH_KERNEL_STUB_CALLED();
+}
 void rope(float*, const float*, size_t, bool) {
   FLASH_KERNEL_STUB_CALLED();
 }
@@ -127,6 +139,68 @@ void gelu_tanh_mul(const float* gate, const float* up, size_t n, float* out) {
   });
 }
 
+size_t argmax(const float* x, size_t n);
+
+void swiglu_clipped(const float* gate,
+                    const float* up,
+                    float alpha,
+                    float limit,
+                    size_t n,
+                    float* out) {
+  const VF most = hn::Set(DF(), limit);
+  const VF least = hn::Set(DF(), -limit);
+  const VF minus_alpha = hn::Set(DF(), -alpha);
+  const VF one = hn::Set(DF(), 1.0f);
+  // Comparisons with NaN are false on every target: it stays.
+  map2(gate, up, n, out, [&](VF g, VF u) FLASH_INLINE_LAMBDA {
+    g = hn::IfThenElse(hn::Gt(g, most), most, g);
+    u = hn::IfThenElse(hn::Gt(u, most), most, u);
+    u = hn::IfThenElse(hn::Lt(u, least), least, u);
+    return hn::Mul(hn::Add(u, one), gated(g, hn::Mul(minus_alpha, g)));
+  });
+}
+
+void add_scaled(const float* x, float w, size_t n, float* out) {
+  const VF weight = hn::Set(DF(), w);
+  map2(x, out, n, out, [&](VF v, VF sum) FLASH_INLINE_LAMBDA {
+    return hn::MulAdd(weight, v, sum);
+  });
+}
+
+void softmax(float* x, size_t n) {
+  const DF d;
+  const float highest = x[argmax(x, n)];
+  const VF shift = hn::Set(d, highest);
+  map2(x, x, n, x, [&](VF v, VF) FLASH_INLINE_LAMBDA {
+    return exp_f32(d, hn::Sub(v, shift));
+  });
+  Acc16 acc = zero16();
+  const auto add16 = [&](const float* p) FLASH_INLINE_LAMBDA {
+    const Acc16 v = load16(p);
+    for_parts([&](auto i) FLASH_INLINE_LAMBDA {
+      acc.part[i] = hn::Add(acc.part[i], v.part[i]);
+    });
+  };
+  const size_t whole = n - n % 16;
+  for (size_t i = 0; i < whole; i += 16) add16(x + i);
+  if (whole != n) {
+    float last[16] = {};
+    std::copy(x + whole, x + n, last);
+    add16(last);
+  }
+  const VF sum = hn::Set(d, reduce16(acc));
+  map2(x, x, n, x, [&](VF v, VF) FLASH_INLINE_LAMBDA {
+    return hn::Div(v, sum);
+  });
+}
+
+void sigmoid(float* x, size_t n) {
+  const VF one = hn::Set(DF(), 1.0f);
+  map2(x, x, n, x, [&](VF v, VF) FLASH_INLINE_LAMBDA {
+    return gated(one, hn::Neg(v));
+  });
+}
+
 void rope_halves(float* x, const float* cos, const float* sin, size_t half) {
   const DF d;
   const size_t whole = half - half % kN;
@@ -202,6 +276,10 @@ HWY_EXPORT(rms_norm);
 HWY_EXPORT(add);
 HWY_EXPORT(silu_mul);
 HWY_EXPORT(gelu_tanh_mul);
+HWY_EXPORT(swiglu_clipped);
+HWY_EXPORT(add_scaled);
+HWY_EXPORT(softmax);
+HWY_EXPORT(sigmoid);
 HWY_EXPORT(rope);
 HWY_EXPORT(argmax);
 
@@ -229,6 +307,27 @@ void silu_mul(const float* gate, const float* up, size_t n, float* out) {
 
 void gelu_tanh_mul(const float* gate, const float* up, size_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(gelu_tanh_mul)(gate, up, n, out);
+}
+
+void swiglu_clipped(const float* gate,
+                    const float* up,
+                    float alpha,
+                    float limit,
+                    size_t n,
+                    float* out) {
+  HWY_DYNAMIC_DISPATCH(swiglu_clipped)(gate, up, alpha, limit, n, out);
+}
+
+void add_scaled(const float* x, float w, size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(add_scaled)(x, w, n, out);
+}
+
+void softmax(float* x, size_t n) {
+  HWY_DYNAMIC_DISPATCH(softmax)(x, n);
+}
+
+void sigmoid(float* x, size_t n) {
+  HWY_DYNAMIC_DISPATCH(sigmoid)(x, n);
 }
 
 void rope(float* x,

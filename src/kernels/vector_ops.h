@@ -29,6 +29,23 @@ void add(const float* a, const float* b, size_t n, float* out);
 //   gelu_tanh(g) = 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3)))
 void silu_mul(const float* gate, const float* up, size_t n, float* out);
 void gelu_tanh_mul(const float* gate, const float* up, size_t n, float* out);
+// The clipped form of gpt_oss, g = min(gate, limit), u = up clipped to
+// [-limit, limit]: out[i] = (u + 1) * g / (1 + exp(-alpha * g)).
+void swiglu_clipped(const float* gate,
+                    const float* up,
+                    float alpha,
+                    float limit,
+                    size_t n,
+                    float* out);
+
+// out[i] = fma(w, x[i], out[i]).
+void add_scaled(const float* x, float w, size_t n, float* out);
+
+// x[i] = exp(x[i] - max) / sum of them, the sum in the canonical order.
+void softmax(float* x, size_t n);
+
+// x[i] = 1 / (1 + exp(-x[i])).
+void sigmoid(float* x, size_t n);
 
 // Rotary embedding of one head in place (Su et al., RoFormer). `cos_sin` holds
 // cos then sin of position * inv_freq[i], each `rotary_dims / 2` long. Pairs

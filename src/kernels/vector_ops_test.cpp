@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -77,6 +78,54 @@ TEST(VectorOps, RmsNormEqualsTheReference) {
   });
 }
 
+// Stated bounds against float64: sums in float32 by sixteen accumulators, and a
+// few roundings.
+TEST(VectorOps, RmsNormAndRopeAreWithinTheirBounds) {
+  for_each_target([] {
+    Random random(6);
+    for (size_t n : std::initializer_list<size_t>{16, 576, 4096}) {
+      const auto x = random_floats(n, random);
+      const auto w = random_floats(n, random);
+      std::vector<float> y(n);
+      rms_norm(x.data(), w.data(), 1e-5f, n, y.data());
+      double squares = 0;
+      for (float v : x) squares += double{v} * double{v};
+      const double factor =
+          1 / std::sqrt(squares / static_cast<double>(n) + double{1e-5f});
+      // Half of the sum's relative error, and four roundings.
+      const double relative = (static_cast<double>(n) / 32 + 8) * 0x1p-24;
+      for (size_t i = 0; i < n; ++i) {
+        const double exact = double{x[i]} * factor * double{w[i]};
+        ASSERT_LE(std::fabs(double{y[i]} - exact), std::fabs(exact) * relative)
+            << n << " at " << i;
+      }
+      auto turned = x;
+      rope(turned.data(), w.data(), 16, false);
+      for (size_t i = 0; i < 8; ++i) {
+        const double ac = double{x[i]} * double{w[i]};
+        const double bs = double{x[i + 8]} * double{w[i + 8]};
+        // Two products and their difference, each rounded.
+        const double bound = (std::fabs(ac) + std::fabs(bs)) * 0x1p-23;
+        ASSERT_LE(std::fabs(double{turned[i]} - (ac - bs)), bound);
+      }
+    }
+  });
+}
+
+TEST(VectorOps, DenormalsAreNotFlushed) {
+  for_each_target([] {
+    constexpr float kTiny = 1e-41f;
+    const std::vector<float> a(19, kTiny);
+    std::vector<float> y(19);
+    add(a.data(), a.data(), 19, y.data());
+    for (float v : y) ASSERT_EQ(v, 2 * kTiny);
+    const std::vector<float> up(19, 1e-5f);
+    std::vector<float> gate(19, 1e-36f);  // silu(g) is about g / 2
+    silu_mul(gate.data(), up.data(), 19, y.data());
+    for (float v : y) ASSERT_GT(v, 0.0f);
+  });
+}
+
 TEST(VectorOps, RmsNormOfOnesIsOne) {
   const std::vector<float> x(24, 3.0f);
   std::vector<float> y(24);
@@ -94,6 +143,71 @@ TEST(VectorOps, AddEqualsScalarAddition) {
       for (size_t i = 0; i < n; ++i) expected[i] = a[i] + b[i];
       add(a.data(), b.data(), n, b.data());
       expect_same(b, expected);
+    }
+  });
+}
+
+TEST(VectorOps, ClippedSwigluEqualsTheReference) {
+  constexpr float kAlpha = 1.702f;
+  constexpr float kLimit = 7.0f;
+  for_each_target([] {
+    Random random(8);
+    for (size_t n : kSizes) {
+      for (int repeat = 0; repeat < 20; ++repeat) {
+        const auto gate = gates(n, random);
+        const auto up = gates(n, random);
+        std::vector<float> expected(n), y(n);
+        for (size_t i = 0; i < n; ++i) {
+          const float g = gate[i] > kLimit ? kLimit : gate[i];
+          float u = up[i] > kLimit ? kLimit : up[i];
+          u = u < -kLimit ? -kLimit : u;
+          expected[i] = (u + 1.0f) * (g / (1.0f + reference::exp(-kAlpha * g)));
+        }
+        swiglu_clipped(gate.data(), up.data(), kAlpha, kLimit, n, y.data());
+        expect_same(y, expected);
+      }
+    }
+  });
+}
+
+TEST(VectorOps, AddScaledRoundsOnce) {
+  for_each_target([] {
+    Random random(9);
+    for (size_t n : kSizes) {
+      const auto x = random_floats(n, random, true);
+      auto sum = random_floats(n, random);
+      const float w = random_floats(1, random)[0];
+      std::vector<float> expected(n);
+      for (size_t i = 0; i < n; ++i) expected[i] = std::fma(w, x[i], sum[i]);
+      add_scaled(x.data(), w, n, sum.data());
+      expect_same(sum, expected);
+    }
+  });
+}
+
+TEST(VectorOps, SoftmaxAndSigmoidEqualTheReference) {
+  for_each_target([] {
+    Random random(10);
+    for (size_t n : kSizes) {
+      auto x = random_floats(n, random);
+      for (float& value : x) value *= 9;
+      const float top = *std::max_element(x.begin(), x.end());
+      float acc[16] = {};
+      std::vector<float> e(n), odds(n);
+      for (size_t i = 0; i < n; ++i) {
+        e[i] = reference::exp(x[i] - top);
+        acc[i % 16] += e[i];
+        odds[i] = 1.0f / (1.0f + reference::exp(-x[i]));
+      }
+      for (size_t half = 8; half >= 1; half /= 2) {
+        for (size_t i = 0; i < half; ++i) acc[i] += acc[i + half];
+      }
+      for (float& value : e) value /= acc[0];
+      auto y = x;
+      softmax(y.data(), n);
+      expect_same(y, e);
+      sigmoid(x.data(), n);
+      expect_same(x, odds);
     }
   });
 }

@@ -43,7 +43,8 @@ KvCache::Growth KvCache::growth(size_t begin, size_t end) const {
   const size_t tail = kKvRollback / kBlock + kKvWindow / kBlock + 2;
   const bool all = shape.quant_bits == 0 && pool_.file() == nullptr;
   const size_t kept = all ? fresh : std::min(fresh, tail);
-  Growth growth{.full = shape.layers * kept + (fresh - kept)};
+  Growth growth{.full = shape.layers * kept + (fresh - kept),
+                .raw = shape.raw_keys ? shape.layers * fresh : 0};
   const uint64_t room = pool_.old_limit() - pool_.old_bytes;
   if (shape.quant_bits == 0) {
     if (all) return growth;
@@ -63,6 +64,7 @@ void KvCache::resize(Layer& layer, size_t blocks) {
   layer.full.resize(blocks);
   layer.old.resize(blocks);
   layer.places.resize(blocks);
+  layer.raw.resize(blocks);
 }
 
 Status KvCache::open(size_t index, size_t begin, size_t end) {
@@ -73,6 +75,11 @@ Status KvCache::open(size_t index, size_t begin, size_t end) {
     if (layer.full[b].keys != nullptr) continue;
     FLASH_ASSIGN_OR_RETURN(std::byte * block, pool_.full().take());
     layer.full[b] = {.keys = block, .values = block + key_bytes};
+  }
+  for (size_t b = begin / kBlock; layout().raw_keys && b < blocks_for(end);
+       ++b) {
+    if (layer.raw[b] != nullptr) continue;
+    FLASH_ASSIGN_OR_RETURN(layer.raw[b], pool_.raw().take());
   }
   return Status();
 }
@@ -179,6 +186,11 @@ void KvCache::drop_old(Layer& layer, size_t b) {
   layer.old[b] = {};
 }
 
+void KvCache::drop_raw(Layer& layer, size_t b) {
+  if (layer.raw[b] != nullptr) pool_.raw().give(layer.raw[b]);
+  layer.raw[b] = nullptr;
+}
+
 void KvCache::release(size_t index, size_t begin, size_t end) {
   Layer& layer = layers_[index];
   // The tail of before stays in case the forward fails, that of after because
@@ -203,6 +215,7 @@ void KvCache::commit(size_t length) {
       const size_t b = layer.dropped;
       if (b < gone) {
         drop_full(layer, b);
+        drop_raw(layer, b);
       } else if (spare(layer, b)) {
         drop_full(layer, b);
       }
@@ -212,7 +225,9 @@ void KvCache::commit(size_t length) {
           layer.places[b - 1].generation == 0) {
         break;
       }
+      drop_full(layer, b - 1);  // where it is the same memory
       drop_old(layer, b - 1);
+      drop_raw(layer, b - 1);
     }
     layer.sealed = std::max(layer.sealed, gone);
   }
@@ -269,6 +284,7 @@ bool KvCache::truncate(size_t length) {
     for (size_t b = blocks; b < layer.full.size(); ++b) {
       drop_old(layer, b);
       drop_full(layer, b);
+      drop_raw(layer, b);
     }
     resize(layer, std::min(layer.full.size(), blocks));
     layer.dropped = std::min(layer.dropped, blocks);
@@ -286,6 +302,49 @@ bool KvCache::truncate(size_t length) {
     layer.sealed = std::min(layer.sealed, length / kBlock);
   }
   return kept;
+}
+
+void KvCache::forget_block(size_t block) {
+  FLASH_CHECK(layout().raw_keys && pool_.file() == nullptr);
+  const auto at = static_cast<ptrdiff_t>(block);
+  for (Layer& layer : layers_) {
+    FLASH_CHECK(block < layer.sealed);
+    drop_full(layer, block);
+    drop_old(layer, block);
+    drop_raw(layer, block);
+    layer.full.erase(layer.full.begin() + at);
+    layer.old.erase(layer.old.begin() + at);
+    layer.places.erase(layer.places.begin() + at);
+    layer.raw.erase(layer.raw.begin() + at);
+    --layer.sealed;
+    layer.dropped -= layer.dropped > block ? 1 : 0;
+  }
+}
+
+float* KvCache::raw_row(size_t layer, size_t position) {
+  std::byte* block = layers_[layer].raw[position / kBlock];
+  FLASH_CHECK(block != nullptr);
+  return reinterpret_cast<float*>(block +
+                                  position % kBlock * layout().raw_row_bytes());
+}
+
+void KvCache::replace_keys(size_t index,
+                           size_t b,
+                           size_t rows,
+                           const std::byte* keys) {
+  const KvLayout& shape = layout();
+  const Layer& layer = layers_[index];
+  if (layer.full[b].keys != nullptr) {
+    std::memcpy(memory(layer.full[b]), keys, rows * shape.key_row_bytes());
+  }
+  if (layer.old[b].bits != 0) {
+    kernels::quantize_kv(keys,
+                         shape.dtype,
+                         shape.kv_heads,
+                         shape.head_dim,
+                         shape.quant_bits,
+                         memory(layer.old[b]));
+  }
 }
 
 std::byte* KvCache::key_row(size_t layer, size_t position) {
@@ -379,6 +438,16 @@ Status KvCache::adopt(const KvVersion& version,
 }
 
 bool KvCache::adopted(size_t length) {
+  // A sliding layer begins with what was saved of it.
+  for (Layer& layer : layers_) {
+    size_t first = 0;
+    while (first < layer.full.size() && layer.full[first].keys == nullptr &&
+           layer.old[first].keys == nullptr &&
+           layer.places[first].generation == 0) {
+      ++first;
+    }
+    layer.sealed = std::max(layer.sealed, first);
+  }
   if (!truncate(length)) return false;
   if (length > 0) commit(length);
   return true;

@@ -41,6 +41,7 @@ class KvCache {
   struct Growth {
     size_t full = 0;
     size_t old = 0;
+    size_t raw = 0;  // keys before rope
   };
   Growth growth(size_t begin, size_t end) const;
 
@@ -60,6 +61,12 @@ class KvCache {
   // precision, or at all, is gone: then everything is forgotten.
   bool truncate(size_t length);
 
+  // Forgets the positions of one block; those behind it move a block forward.
+  // Then keys of blocks from `block` on are those of their old positions: see
+  // nn::turn_keys(). REQUIRES: layout().raw_keys, all in memory, between two
+  // forwards, and queries to come see the newest kKvWindow behind the block.
+  void forget_block(size_t block);
+
   // Takes up one version of a block of a cache that was saved at `length`, in
   // the order old before full; an empty cache only. kIoError for what cannot
   // be part of it, kExhausted where there is no room.
@@ -78,6 +85,18 @@ class KvCache {
   // Where the row of a position is stored. REQUIRES: open.
   std::byte* key_row(size_t layer, size_t position);
   std::byte* value_row(size_t layer, size_t position);
+  // Its keys before rope, float32. REQUIRES: open, layout().raw_keys.
+  float* raw_row(size_t layer, size_t position);
+  // The first `rows` rows of a block's keys, in its versions; a block that has
+  // an old one is whole. Different blocks may be replaced at the same time.
+  void replace_keys(size_t layer,
+                    size_t block,
+                    size_t rows,
+                    const std::byte* keys);
+  // Whether the layer has the position's, or has slid past it.
+  bool has_raw(size_t layer, size_t position) const {
+    return layers_[layer].raw[position / kernels::kKvBlock] != nullptr;
+  }
 
   // Full-precision blocks by index; null keys where there is none.
   std::span<const kernels::KvBlock> full(size_t layer) const {
@@ -108,6 +127,7 @@ class KvCache {
     std::vector<kernels::KvBlock> full;
     std::vector<kernels::KvBlock> old;
     std::vector<KvPlace> places;
+    std::vector<std::byte*> raw;
     size_t sealed = 0;   // old versions below this block have been made
     size_t dropped = 0;  // full versions below this block are gone
     size_t on_disk = 0;
@@ -123,6 +143,7 @@ class KvCache {
   bool room_for(uint64_t bytes) const;
   void drop_full(Layer& layer, size_t block);
   void drop_old(Layer& layer, size_t block);
+  void drop_raw(Layer& layer, size_t block);
   void resize(Layer& layer, size_t blocks);
   // Whether the full version of a sealed block is a copy that can go.
   bool spare(const Layer& layer, size_t block) const;

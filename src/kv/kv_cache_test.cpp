@@ -230,6 +230,27 @@ TEST(KvCache, ASlidingLayerKeepsItsWindow) {
   EXPECT_GE(held(2), 2);
 }
 
+TEST(KvCache, InFullPrecisionASlidingLayerKeepsItsWindowToo) {
+  KvLayout sliding = layout(0);
+  sliding.windows = {0, 100, 300};
+  Driven driven(sliding);
+  for (size_t at = 0; at < 2000; at += 50) {
+    ASSERT_TRUE(driven.forward(at, at + 50).ok());
+  }
+  const auto held = [&](size_t layer) {
+    const auto full = driven.cache().full(layer);
+    return std::count_if(
+        full.begin(), full.end(), [](const auto& b) { return b.keys; });
+  };
+  EXPECT_EQ(held(0), 32);
+  EXPECT_LE(held(1), 4);
+  EXPECT_LE(held(2), 7);
+  ASSERT_TRUE(driven.cache().truncate(2000 - kKvRollback));
+  ASSERT_TRUE(driven.forward(2000 - kKvRollback, 2100).ok());
+  ASSERT_TRUE(driven.cache().truncate(0));
+  EXPECT_EQ(driven.pool().old_bytes, 0u);
+}
+
 TEST(KvCache, WhatCannotBePartOfASavedCacheIsNotTakenUp) {
   for (const int bits : {0, 8}) {
     const KvLayout shape = layout(bits);

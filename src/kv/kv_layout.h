@@ -41,6 +41,8 @@ struct KvLayout {
   // Sliding window of each layer in positions, 0: sees everything. Empty: none
   // slides.
   std::vector<uint32_t> windows = {};
+  // Keys are kept before rope as well, in float32: for KvCache::forget_block().
+  bool raw_keys = false;
 
   size_t key_row_bytes() const {
     return kv_heads * head_dim * dtype_bytes(dtype);
@@ -67,6 +69,11 @@ struct KvLayout {
   // Memory of a block.
   size_t full_stride() const { return whole_pages(full_bytes()); }
   size_t old_stride() const { return whole_pages(old_bytes()); }
+
+  size_t raw_row_bytes() const { return kv_heads * head_dim * sizeof(float); }
+  size_t raw_stride() const {
+    return raw_keys ? whole_pages(kernels::kKvBlock * raw_row_bytes()) : 0;
+  }
 
   uint32_t window(size_t layer) const {
     return layer < windows.size() ? windows[layer] : 0;

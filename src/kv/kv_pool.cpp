@@ -56,8 +56,12 @@ Result<std::unique_ptr<KvPool>> KvPool::create(Arena& arena,
       BlockPool old,
       BlockPool::create(
           arena, layout.old_stride(), layout.quant_bits == 0 ? 0 : blocks_max));
+  FLASH_ASSIGN_OR_RETURN(
+      BlockPool raw,
+      BlockPool::create(
+          arena, layout.raw_stride(), layout.raw_keys ? blocks_max : 0));
   return std::unique_ptr<KvPool>(
-      new KvPool(layout, std::move(full), std::move(old)));
+      new KvPool(layout, std::move(full), std::move(old), std::move(raw)));
 }
 
 KvPool::~KvPool() {
@@ -73,6 +77,7 @@ void KvPool::attach(KvFile* file, KvReader* reader, uint64_t ram_bytes) {
 void KvPool::trim() {
   full_.trim();
   old_.trim();
+  raw_.trim();
 }
 
 }  // namespace mlx_flash

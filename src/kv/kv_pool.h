@@ -59,7 +59,8 @@ class KvPool {
                                                 const KvLayout& layout,
                                                 size_t blocks_max);
   static uint64_t address_bytes(const KvLayout& layout, size_t blocks_max) {
-    return (layout.full_stride() + layout.old_stride() + kKvAlignment) *
+    return (layout.full_stride() + layout.old_stride() + layout.raw_stride() +
+            kKvAlignment) *
            uint64_t{blocks_max};
   }
 
@@ -72,11 +73,13 @@ class KvPool {
   const KvLayout& layout() const { return layout_; }
   BlockPool& full() { return full_; }
   BlockPool& old() { return old_; }
+  BlockPool& raw() { return raw_; }  // keys before rope
   KvFile* file() { return file_; }
   KvReader* reader() { return reader_; }
 
   uint64_t committed_bytes() const {
-    return full_.committed_bytes() + old_.committed_bytes();
+    return full_.committed_bytes() + old_.committed_bytes() +
+           raw_.committed_bytes();
   }
   // Bytes old blocks may take in memory; beyond it they go to the file.
   uint64_t old_limit() const { return old_limit_; }
@@ -85,14 +88,16 @@ class KvPool {
   void trim();
 
  private:
-  KvPool(KvLayout layout, BlockPool full, BlockPool old)
+  KvPool(KvLayout layout, BlockPool full, BlockPool old, BlockPool raw)
       : layout_(std::move(layout)),
         full_(std::move(full)),
-        old_(std::move(old)) {}
+        old_(std::move(old)),
+        raw_(std::move(raw)) {}
 
   KvLayout layout_;
   BlockPool full_;
   BlockPool old_;
+  BlockPool raw_;
   KvFile* file_ = nullptr;
   KvReader* reader_ = nullptr;
   uint64_t old_limit_ = UINT64_MAX;

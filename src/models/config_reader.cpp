@@ -43,6 +43,39 @@ uint32_t ConfigReader::size_or(const char* key, uint32_t value) {
   return has(key) ? size(key) : value;
 }
 
+uint32_t ConfigReader::whole_or(const char* key, uint32_t value) {
+  const Json* found = find(key);
+  if (found == nullptr) return value;
+  if (found->is_number() && found->get<double>() == 0) return 0;
+  return size(key);
+}
+
+std::vector<uint32_t> ConfigReader::windows(const char* key,
+                                            uint32_t layers,
+                                            uint32_t sliding_window) {
+  std::vector<uint32_t> out(layers, 0);
+  const Json* types = find(key);
+  if (types == nullptr || !types->is_array() || types->size() != layers) {
+    fail(fmt::format("{} must be a list of {} names", key, layers));
+    return out;
+  }
+  for (uint32_t i = 0; i < layers; ++i) {
+    const Json& type = (*types)[i];
+    const std::string name = type.is_string() ? type.get<std::string>() : "";
+    if (name == "sliding_attention") {
+      out[i] = sliding_window;
+    } else if (name != "full_attention") {
+      fail(
+          fmt::format("{}[{}] is {}, it must be \"full_attention\" or "
+                      "\"sliding_attention\"",
+                      key,
+                      i,
+                      type.dump()));
+    }
+  }
+  return out;
+}
+
 double ConfigReader::number(const char* key) {
   const Json* value = required(key, "a number");
   if (value == nullptr) return 1;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/json.h"
 #include "base/status.h"
@@ -23,13 +24,22 @@ class ConfigReader {
   // Sizes: whole numbers in [1, 2^31). Without a default the field must exist.
   uint32_t size(const char* key);
   uint32_t size_or(const char* key, uint32_t value);
+  uint32_t whole_or(const char* key, uint32_t value);  // may be 0
   double number(const char* key);
   double number_or(const char* key, double value);
   bool flag_or(const char* key, bool value);
   bool flag(const char* key);
   Json object_or_null(const char* key);  // object or null, else an error
+  // A list that names each layer's attention: its window, 0 where that is
+  // "full_attention".
+  std::vector<uint32_t> windows(const char* key,
+                                uint32_t layers,
+                                uint32_t sliding_window);
 
   bool has(const char* key) const;
+  bool given(const char* key) const {
+    return config_.contains(key);
+  }                                         // or null
   const Json* find(const char* key) const;  // null if missing or null
 
   void fail(const std::string& message);  // "config.json: " is put in front

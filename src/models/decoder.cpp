@@ -25,14 +25,16 @@ constexpr size_t kWholeStepRows = 1;
 
 Result<std::unique_ptr<Decoder>> Decoder::build(const DecoderConfig& config,
                                                 nn::WeightStore& store) {
-  FLASH_ASSIGN_OR_RETURN(nn::Rope rope,
-                         nn::Rope::make({.dims = config.head_dim,
-                                         .base = config.rope_theta,
-                                         .traditional = config.rope_traditional,
-                                         .scaling = &config.rope_scaling,
-                                         .max_position_embeddings =
-                                             config.max_position_embeddings}));
+  FLASH_ASSIGN_OR_RETURN(
+      nn::Rope rope,
+      nn::Rope::make(
+          {.dims = config.rope_dims != 0 ? config.rope_dims : config.head_dim,
+           .base = config.rope_theta,
+           .traditional = config.rope_traditional,
+           .scaling = &config.rope_scaling,
+           .max_position_embeddings = config.max_position_embeddings}));
   std::unique_ptr<Decoder> decoder(new Decoder(config, std::move(rope)));
+  decoder->stock_ = store.stock();
   const uint32_t hidden = config.hidden_size;
   if (!config.tie_word_embeddings) {
     FLASH_ASSIGN_OR_RETURN(
@@ -85,24 +87,33 @@ Status Decoder::build_layer(uint32_t index,
   // In the order of use.
   FLASH_ASSIGN_OR_RETURN(layer.input_norm,
                          norm("input_layernorm", c.hidden_size));
-  FLASH_ASSIGN_OR_RETURN(layer.q,
-                         linear("self_attn.q_proj",
-                                q_width,
-                                c.hidden_size,
-                                c.qkv_bias,
-                                c.num_attention_heads));
-  FLASH_ASSIGN_OR_RETURN(layer.k,
-                         linear("self_attn.k_proj",
-                                kv_width,
-                                c.hidden_size,
-                                c.qkv_bias,
-                                c.num_key_value_heads));
+  if (c.mla.any()) {
+    FLASH_RETURN_IF_ERROR(build_latent_attention(index, store, layer));
+  } else {
+    FLASH_ASSIGN_OR_RETURN(layer.q,
+                           linear("self_attn.q_proj",
+                                  q_width,
+                                  c.hidden_size,
+                                  c.qkv_bias,
+                                  c.num_attention_heads));
+    FLASH_ASSIGN_OR_RETURN(layer.k,
+                           linear("self_attn.k_proj",
+                                  kv_width,
+                                  c.hidden_size,
+                                  c.qkv_bias,
+                                  c.num_key_value_heads));
+    FLASH_ASSIGN_OR_RETURN(
+        layer.v,
+        linear("self_attn.v_proj", kv_width, c.hidden_size, c.qkv_bias));
+    FLASH_RETURN_IF_ERROR(build_attention(index, store, layer.attention));
+  }
+  const uint32_t o_width =
+      c.mla.any() ? c.num_attention_heads * c.mla.v_head_dim : q_width;
   FLASH_ASSIGN_OR_RETURN(
-      layer.v, linear("self_attn.v_proj", kv_width, c.hidden_size, c.qkv_bias));
-  FLASH_ASSIGN_OR_RETURN(
-      layer.o, linear("self_attn.o_proj", c.hidden_size, q_width, c.o_bias));
+      layer.o, linear("self_attn.o_proj", c.hidden_size, o_width, c.o_bias));
   FLASH_ASSIGN_OR_RETURN(layer.post_norm,
                          norm("post_attention_layernorm", c.hidden_size));
+  if (c.moe.has_experts(index)) return build_experts(index, store, layer);
   FLASH_ASSIGN_OR_RETURN(
       layer.gate,
       linear("mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias));
@@ -112,8 +123,7 @@ Status Decoder::build_layer(uint32_t index,
   FLASH_ASSIGN_OR_RETURN(
       layer.down,
       linear("mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias));
-
-  return build_attention(index, store, layer.attention);
+  return Status();
 }
 
 Status Decoder::build_attention(uint32_t index,
@@ -124,22 +134,50 @@ Status Decoder::build_attention(uint32_t index,
   attention.heads = c.num_attention_heads;
   attention.kv_heads = c.num_key_value_heads;
   attention.head_dim = c.head_dim;
-  attention.scale = static_cast<float>(std::pow(c.head_dim, -0.5));
+  attention.scale = static_cast<float>(
+      c.attention_scale != 0 ? c.attention_scale : std::pow(c.head_dim, -0.5));
   attention.window = c.windows[index];
   attention.rope = &rope_;
-  if (!c.qk_norm) return Status();
   const std::string base = fmt::format("model.layers.{}.self_attn.", index);
+  if (c.attention_sinks) {
+    FLASH_ASSIGN_OR_RETURN(attention.sinks,
+                           store.small(base + "sinks", c.num_attention_heads));
+  }
+  if (!c.qk_norm && !c.qk_norm_whole) return Status();
+  const uint32_t q_heads = c.qk_norm_whole ? c.num_attention_heads : 1;
+  const uint32_t k_heads = c.qk_norm_whole ? c.num_key_value_heads : 1;
+  attention.norm_whole = c.qk_norm_whole;
   attention.q_norm.emplace();
   attention.k_norm.emplace();
-  FLASH_ASSIGN_OR_RETURN(attention.q_norm->weight,
-                         store.small(base + "q_norm.weight", c.head_dim));
-  FLASH_ASSIGN_OR_RETURN(attention.k_norm->weight,
-                         store.small(base + "k_norm.weight", c.head_dim));
+  FLASH_ASSIGN_OR_RETURN(
+      attention.q_norm->weight,
+      store.small(base + "q_norm.weight", q_heads * c.head_dim));
+  FLASH_ASSIGN_OR_RETURN(
+      attention.k_norm->weight,
+      store.small(base + "k_norm.weight", k_heads * c.head_dim));
   attention.q_norm->eps = attention.k_norm->eps = c.rms_norm_eps;
   return Status();
 }
 
+std::vector<const nn::AttentionConfig*> Decoder::attentions() const {
+  std::vector<const nn::AttentionConfig*> all;
+  for (const Layer& layer : layers_) all.push_back(&layer.attention);
+  return all;
+}
+
 KvLayout Decoder::kv_layout(DType dtype, int quant_bits) const {
+  if (config_.mla.any()) {
+    const MlaConfig& mla = config_.mla;
+    const bool all_heads = stock_ && mla.expanded;
+    return {.layers = config_.num_hidden_layers,
+            .kv_heads = all_heads ? config_.num_attention_heads : 1,
+            .head_dim = all_heads ? config_.head_dim
+                                  : mla.kv_lora_rank + mla.qk_rope_head_dim,
+            .value_dim = all_heads ? mla.v_head_dim : mla.kv_lora_rank,
+            .dtype = dtype,
+            .quant_bits = quant_bits,
+            .windows = config_.windows};
+  }
   return {.layers = config_.num_hidden_layers,
           .kv_heads = config_.num_key_value_heads,
           .head_dim = config_.head_dim,
@@ -149,27 +187,47 @@ KvLayout Decoder::kv_layout(DType dtype, int quant_bits) const {
           .windows = config_.windows};
 }
 
+size_t Decoder::dense_inner() const {
+  const auto has_mlp = [](const Layer& layer) { return !layer.moe; };
+  return std::any_of(layers_.begin(), layers_.end(), has_mlp)
+             ? config_.intermediate_size
+             : 0;
+}
+
 size_t Decoder::layer_floats() const {
   const size_t q = size_t{config_.num_attention_heads} * config_.head_dim;
   const size_t kv = size_t{config_.num_key_value_heads} * config_.head_dim;
   // Two residual streams in, one between, one out; q, k, v; attention; MLP.
-  return 4 * size_t{config_.hidden_size} + 2 * q + 2 * kv +
-         config_.intermediate_size;
+  return 4 * size_t{config_.hidden_size} + 2 * q + 2 * kv + dense_inner();
 }
 
 size_t Decoder::scratch_floats(size_t rows) const {
   const size_t q = size_t{config_.num_attention_heads} * config_.head_dim;
   const size_t kv = size_t{config_.num_key_value_heads} * config_.head_dim;
-  return rows *
-         std::max(size_t{config_.hidden_size} + config_.intermediate_size,
-                  q + kv + 2 * size_t{config_.num_attention_heads});
+  size_t floats = rows * std::max(size_t{config_.hidden_size} + dense_inner(),
+                                  q + kv + 2 * config_.num_attention_heads);
+  for (const Layer& layer : layers_) {
+    if (layer.mla) {
+      floats = std::max(
+          floats,
+          nn::latent_scratch_floats(*layer.mla, config_.hidden_size, rows));
+    }
+    if (!layer.moe) continue;
+    floats = std::max(floats, nn::expert_scratch_floats(*layer.moe, rows));
+  }
+  return floats;
 }
 
 size_t Decoder::prepared_bytes(size_t rows) const {
   const size_t widest =
       std::max({size_t{config_.hidden_size},
-                size_t{config_.intermediate_size},
-                size_t{config_.num_attention_heads} * config_.head_dim});
+                dense_inner(),
+                size_t{config_.moe.moe_intermediate_size},
+                size_t{config_.moe.shared_intermediate_size},
+                size_t{config_.mla.q_lora_rank},
+                size_t{config_.mla.kv_lora_rank},
+                size_t{config_.num_attention_heads} *
+                    std::max(config_.head_dim, config_.mla.v_head_dim)});
   return rows * kernels::prepared_row_bytes_max(widest);
 }
 
@@ -197,18 +255,23 @@ ModelCosts Decoder::costs(bool stock, DType kv_dtype, int kv_quant) const {
   costs.context_max = rope_.grows() ? 0 : config_.max_position_embeddings;
   const size_t row = layer_floats() * sizeof(float);
   costs.activation_fixed_bytes = kLayersAhead * kWholeStepRows * row;
-  costs.activation_bytes_per_row = row + scratch_floats(1) * sizeof(float) +
-                                   prepared_bytes(1) + config_.head_dim * 16;
+  // Scratch grows by the same number of floats with each row.
+  const size_t scratch = scratch_floats(2) - scratch_floats(1);
+  costs.activation_fixed_bytes += (scratch_floats(1) - scratch) * sizeof(float);
+  costs.activation_bytes_per_row =
+      row + scratch * sizeof(float) + prepared_bytes(1) + config_.head_dim * 16;
   // The head's output, the copy the sampler sorts, its indices.
   costs.activation_bytes_per_logit_row = size_t{config_.vocab_size} * 16;
   if (stock) {
     costs.kv_block_tokens = nn::kStockKvStep;
     // MLX's own operations: a whole matrix beside the stream, scores of all
     // heads over the context, several temporaries of each.
-    const size_t widest = std::max(
-        {config_.vocab_size, config_.intermediate_size, config_.hidden_size});
+    const size_t widest = std::max({size_t{config_.vocab_size},
+                                    dense_inner(),
+                                    size_t{config_.hidden_size}});
     costs.activation_fixed_bytes +=
-        widest * size_t{config_.hidden_size} * sizeof(float);
+        widest * size_t{config_.hidden_size} * sizeof(float) +
+        expert_bytes_max();
     costs.activation_bytes_per_row *= 4;
   }
   return costs;
@@ -226,19 +289,33 @@ std::optional<mx::array> Decoder::forward(nn::Context& context,
                                           nn::Step& step) const {
   nn::prepare_rope(context, rope_, step);
   const bool whole = !context.stock && step.tokens.size() <= kWholeStepRows;
-  mx::array h = nn::embed(context, embedding_, step);
+  mx::array h =
+      nn::embed(context, embedding_, step, config_.embedding_multiplier);
   size_t done = 0;
-  for (const Layer& layer : layers_) {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
     const nn::Linear* qkv[] = {&layer.q, &layer.k, &layer.v};
     const mx::array attended =
-        nn::attention(context,
-                      layer.attention,
-                      step,
-                      nn::linears(context, &layer.input_norm, qkv, h));
-    h = nn::linear_add(context, layer.o, attended, h);
-    const mx::array inner = nn::gated(
-        context, layer.post_norm, layer.gate, layer.up, config_.activation, h);
-    h = nn::linear_add(context, layer.down, inner, h);
+        layer.mla
+            ? nn::latent_attention(context, *layer.mla, step, h)
+            : nn::attention(context,
+                            layer.attention,
+                            step,
+                            nn::linears(context, &layer.input_norm, qkv, h));
+    h = nn::linear_add(
+        context, layer.o, attended, h, config_.residual_multiplier);
+    if (layer.moe) {
+      h = nn::add_experts(context, *layer.moe, experts_after(i), h);
+    } else {
+      const mx::array inner = nn::gated(context,
+                                        layer.post_norm,
+                                        layer.gate,
+                                        layer.up,
+                                        config_.activation,
+                                        h);
+      h = nn::linear_add(
+          context, layer.down, inner, h, config_.residual_multiplier);
+    }
     if (!whole) h.eval();
     if (!context.failure.ok()) return std::nullopt;
     ++done;
@@ -257,6 +334,10 @@ mx::array Decoder::logits(nn::Context& context,
     h = nn::take_rows(context, h, rows);
   }
   h = nn::linears(context, &norm_, head, h)[0];
+  if (config_.logits_scaling != 1.0f) {
+    h = mx::divide(
+        h, mx::array(config_.logits_scaling, h.dtype()), context.mx_stream);
+  }
   return context.stock ? mx::squeeze(h, 0, context.mx_stream) : h;
 }
 

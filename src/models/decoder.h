@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A dense decoder: embedding, layers of attention and gated MLP with norms in
-// front, a final norm and a head. What varies is in DecoderConfig.
+// A decoder: embedding, layers of attention and a gated MLP or experts with
+// norms in front, a final norm and a head. What varies is in DecoderConfig.
 //
 // Built once, immutable then; forward() runs on the engine's thread.
 
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kv/kv_cache.h"
 #include "models/decoder_config.h"
 #include "nn/layers.h"
+#include "nn/mla.h"
+#include "nn/moe.h"
 #include "residency/plan.h"
 
 namespace mlx_flash::models {
@@ -38,6 +41,9 @@ class Decoder {
   // The matrix whose rows are the input embeddings.
   const nn::Linear& embedding() const { return embedding_; }
 
+  // Of all layers, in order.
+  std::vector<const nn::AttentionConfig*> attentions() const;
+
   // New caches of one session, stock only.
   nn::StockKv new_stock_kv() const;
 
@@ -56,10 +62,15 @@ class Decoder {
  private:
   struct Layer {
     nn::Norm input_norm;
-    nn::Linear q, k, v, o;
+    // Either ordinary attention, or latent.
+    nn::Linear q, k, v;
     nn::AttentionConfig attention;
+    std::optional<nn::Mla> mla;
+    nn::Linear o;
+    // Either an MLP or experts.
     nn::Norm post_norm;
     nn::Linear gate, up, down;
+    std::optional<nn::MoeBlock> moe;
   };
 
   Decoder(const DecoderConfig& config, nn::Rope rope)
@@ -69,9 +80,24 @@ class Decoder {
   Status build_attention(uint32_t index,
                          nn::WeightStore& store,
                          nn::AttentionConfig& attention);
-  size_t layer_floats() const;  // of activations in one layer, per row
+  Status build_latent_attention(uint32_t index,
+                                nn::WeightStore& store,
+                                Layer& layer);
+  Status build_latent_maps(const std::string& base,
+                           nn::WeightStore& store,
+                           nn::Mla& mla);
+  Status build_experts(uint32_t index, nn::WeightStore& store, Layer& layer);
+  Status build_shared(const std::string& base,
+                      nn::WeightStore& store,
+                      nn::MoeBlock& block);
+  // The experts that come after layer `index`; null: none in the next layer.
+  const nn::MoeBlock* experts_after(size_t index) const;
+  uint64_t expert_bytes_max() const;  // all experts of a layer, as float32
+  size_t dense_inner() const;         // width of the MLPs; 0: there are none
+  size_t layer_floats() const;        // of activations in one layer, per row
 
   DecoderConfig config_;
+  bool stock_ = false;
   nn::Rope rope_;
   nn::Linear embedding_;  // the head's matrix too, if tied
   nn::Linear head_;

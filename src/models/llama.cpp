@@ -4,8 +4,6 @@
 // (mlx_lm/models/llama.py; mistral is loaded as llama there too, so that a
 // `sliding_window` without `layer_types` changes nothing).
 
-#include <fmt/format.h>
-
 #include "models/config_reader.h"
 #include "models/registry.h"
 
@@ -14,25 +12,10 @@ namespace {
 
 // One window per layer from `layer_types`.
 std::vector<uint32_t> read_windows(ConfigReader& in, uint32_t layers) {
-  std::vector<uint32_t> windows(layers, 0);
-  const Json* types = in.find("layer_types");
-  if (types == nullptr) return windows;
-  if (!types->is_array() || types->size() != layers) {
-    in.fail(fmt::format("layer_types must be a list of {} names", layers));
-    return windows;
-  }
-  for (uint32_t i = 0; i < layers; ++i) {
-    const Json& type = (*types)[i];
-    const std::string name = type.is_string() ? type.get<std::string>() : "";
-    if (name == "sliding_attention") {
-      windows[i] = in.size("sliding_window");
-    } else if (name != "full_attention") {
-      in.fail(
-          fmt::format("layer_types[{}] is {}, it must be \"full_attention\" or "
-                      "\"sliding_attention\"",
-                      i,
-                      type.dump()));
-    }
+  if (!in.has("layer_types")) return std::vector<uint32_t>(layers, 0);
+  std::vector<uint32_t> windows = in.windows("layer_types", layers, 1);
+  for (uint32_t& window : windows) {
+    if (window != 0) window = in.size("sliding_window");
   }
   return windows;
 }
@@ -41,6 +24,8 @@ std::vector<uint32_t> read_windows(ConfigReader& in, uint32_t layers) {
 
 Result<DecoderConfig> llama_config(const Json& config) {
   ConfigReader in(config);
+  // Only GGUF calls a mixtral llama.
+  if (in.has("num_experts")) return mixtral_config(config);
   DecoderConfig out;
   out.hidden_size = in.size("hidden_size");
   out.num_hidden_layers = in.size("num_hidden_layers");

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "kernels/attention.h"
 
 namespace mlx_flash::models {
@@ -18,11 +20,61 @@ struct Row {
 };
 
 constexpr Row kRows[] = {
+    {"deepseek", deepseek_config, false},
+    {"deepseek_v2", deepseek_v2_config, false},
+    {"deepseek_v3", deepseek_v3_config, false},
+    {"glm4_moe", glm4_moe_config, false},
+    {"gpt_oss", gpt_oss_config, false},
+    {"granitemoe", granitemoe_config, false},
     {"llama", llama_config, true},
     {"mistral", llama_config, true},  // as mlx-lm: the llama model
+    {"mixtral", mixtral_config, true},
+    {"olmoe", olmoe_config, false},
     {"qwen2", qwen2_config, false},
+    {"qwen2_moe", qwen2_moe_config, false},
+    {"qwen2moe", qwen2_moe_config, false},  // GGUF
     {"qwen3", qwen3_config, false},
+    {"qwen3_moe", qwen3_moe_config, false},
+    {"qwen3moe", qwen3_moe_config, false},  // GGUF
 };
+
+// GGUF has one set of names for the experts of all architectures.
+void gguf_names(MoeConfig& moe) {
+  moe.block = "mlp";
+  moe.router = "gate";
+  moe.shared = "shared_experts";
+  if (!moe.correction.empty()) {
+    moe.correction = "gate.e_score_correction_bias.bias";
+  }
+}
+
+Status check_experts(const MoeConfig& moe) {
+  const auto wrong = [](const std::string& what) {
+    return invalid_input("config.json: " + what);
+  };
+  constexpr uint32_t kExpertsMax = 4096;
+  const nn::Routing& routing = moe.routing;
+  if (routing.experts > kExpertsMax) {
+    return wrong(fmt::format(
+        "{} experts are more than {}", routing.experts, kExpertsMax));
+  }
+  if (routing.top_k == 0 || routing.top_k > routing.experts) {
+    return wrong(
+        fmt::format("num_experts_per_tok ({}) must be at most the {} "
+                    "experts there are",
+                    routing.top_k,
+                    routing.experts));
+  }
+  if (routing.groups == 0 || routing.experts % routing.groups != 0 ||
+      routing.groups_kept == 0 || routing.groups_kept > routing.groups ||
+      (routing.groups > 1 && routing.experts / routing.groups < 2)) {
+    return wrong(fmt::format("{} experts cannot be in {} groups, {} kept",
+                             routing.experts,
+                             routing.groups,
+                             routing.groups_kept));
+  }
+  return Status();
+}
 
 // What no file of ours may exceed, whatever its config claims: sizes are
 // multiplied with each other later, and must stay far from overflow.
@@ -37,9 +89,13 @@ Status check(const DecoderConfig& config) {
         config.num_attention_heads,
         config.num_key_value_heads));
   }
-  if (config.head_dim > kernels::kHeadDimMax) {
-    return wrong(fmt::format(
-        "head_dim {} is more than {}", config.head_dim, kernels::kHeadDimMax));
+  const uint64_t key_width = std::max<uint64_t>(
+      config.head_dim,
+      uint64_t{config.mla.kv_lora_rank} + config.mla.qk_rope_head_dim);
+  if (key_width > kernels::kHeadDimMax) {
+    return wrong(fmt::format("heads of {} values are more than {}",
+                             key_width,
+                             kernels::kHeadDimMax));
   }
   if (config.head_dim % 2 != 0) {
     return wrong(
@@ -48,10 +104,15 @@ Status check(const DecoderConfig& config) {
   constexpr uint64_t kWidthMax = uint64_t{1} << 24;
   const uint64_t q_width =
       uint64_t{config.num_attention_heads} * config.head_dim;
-  for (const uint64_t width : {uint64_t{config.hidden_size},
-                               uint64_t{config.intermediate_size},
-                               uint64_t{config.vocab_size},
-                               q_width}) {
+  for (const uint64_t width :
+       {uint64_t{config.hidden_size},
+        uint64_t{config.intermediate_size},
+        uint64_t{config.moe.moe_intermediate_size},
+        uint64_t{config.moe.shared_intermediate_size},
+        uint64_t{config.vocab_size},
+        uint64_t{config.mla.q_lora_rank},
+        uint64_t{config.num_attention_heads} * config.mla.v_head_dim,
+        q_width}) {
     if (width > kWidthMax) {
       return wrong(
           fmt::format("a width of {} is more than {}", width, kWidthMax));
@@ -64,7 +125,7 @@ Status check(const DecoderConfig& config) {
   if (!(config.rms_norm_eps >= 0)) {
     return wrong("rms_norm_eps must not be negative");
   }
-  return Status();
+  return config.moe.any() ? check_experts(config.moe) : Status();
 }
 
 }  // namespace
@@ -81,6 +142,7 @@ Result<DecoderConfig> read_config(const Checkpoint& checkpoint) {
     if (model_type != row.model_type) continue;
     Result<DecoderConfig> config = row.read(json);
     if (!config.ok()) return config.status().at(checkpoint.path());
+    if (checkpoint.is_gguf()) gguf_names(config->moe);
     if (checkpoint.is_gguf() && row.gguf_interleaved_qk) {
       // Put back in the published order, they rotate as published too.
       config->qk_row_order = nn::RowOrder::kInterleavedHeads;
@@ -98,6 +160,24 @@ Result<DecoderConfig> read_config(const Checkpoint& checkpoint) {
       checkpoint.path(),
       model_type,
       fmt::join(supported_model_types(), ", ")));
+}
+
+Status set_top_k(DecoderConfig& config, uint32_t top_k) {
+  if (!config.moe.any()) {
+    return invalid_input(
+        "a number of experts was asked for (--moe-top-k), but the model has "
+        "no experts");
+  }
+  const uint32_t experts = config.moe.routing.experts;
+  if (top_k == 0 || top_k > experts) {
+    return invalid_input(
+        fmt::format("{} experts for a token were asked for (--moe-top-k), the "
+                    "model has {}",
+                    top_k,
+                    experts));
+  }
+  config.moe.routing.top_k = top_k;
+  return Status();
 }
 
 std::vector<std::string_view> supported_model_types() {

@@ -17,11 +17,35 @@ namespace mlx_flash::models {
 // or the architecture if there is no row for it.
 Result<DecoderConfig> read_config(const Checkpoint& checkpoint);
 
+// Lets a token use `top_k` experts. Fails if there are none or not so many.
+Status set_top_k(DecoderConfig& config, uint32_t top_k);
+
 std::vector<std::string_view> supported_model_types();
 
+class ConfigReader;
+
+// The experts of `noaux_tc` (noaux_experts.cpp); every layer_freq-th layer has
+// them.
+Result<DecoderConfig> noaux_experts(ConfigReader& in,
+                                    DecoderConfig out,
+                                    uint32_t layer_freq);
+
+// Shapes, scale and rope of latent attention (deepseek_v2.cpp).
+void read_latent_attention(ConfigReader& in, DecoderConfig& out);
+
 // One function per architecture, in the file of its name.
+Result<DecoderConfig> deepseek_config(const Json& config);
+Result<DecoderConfig> deepseek_v2_config(const Json& config);
+Result<DecoderConfig> deepseek_v3_config(const Json& config);
+Result<DecoderConfig> glm4_moe_config(const Json& config);
+Result<DecoderConfig> gpt_oss_config(const Json& config);
+Result<DecoderConfig> granitemoe_config(const Json& config);
 Result<DecoderConfig> llama_config(const Json& config);
+Result<DecoderConfig> mixtral_config(const Json& config);
+Result<DecoderConfig> olmoe_config(const Json& config);
 Result<DecoderConfig> qwen2_config(const Json& config);
+Result<DecoderConfig> qwen2_moe_config(const Json& config);
 Result<DecoderConfig> qwen3_config(const Json& config);
+Result<DecoderConfig> qwen3_moe_config(const Json& config);
 
 }  // namespace mlx_flash::models

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstddef>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@
 #include "base/weight_format.h"
 #include "io/aligned_buffer.h"
 #include "nn/mlx.h"
+#include "residency/expert_stream.h"
 #include "residency/row_reader.h"
 #include "residency/schedule.h"
 #include "residency/tile_stream.h"
@@ -33,6 +35,9 @@ struct Context {
   const Schedule* schedule = nullptr;
   TileStream* tiles = nullptr;
   RowReader* rows = nullptr;
+  std::span<const ExpertLayer> expert_layers;
+  ExpertStream* experts = nullptr;  // null: the model has none
+  bool look_ahead = true;           // tell the stream what will be needed
   const std::atomic<bool>* interrupted = nullptr;
 
   DType kv_dtype = DType::kF16;  // of the fast KV cache

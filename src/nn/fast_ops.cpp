@@ -18,8 +18,8 @@
 namespace mlx_flash::nn::fast {
 namespace {
 
-// Fewest rows of a matrix worth a piece of their own on a thread.
-constexpr size_t kRowGrain = 8;
+// Pinned neighbours that threads multiply without meeting in between.
+constexpr size_t kRunTiles = 16;
 
 // Rows of x that are made ready in one piece.
 constexpr size_t kPrepareGrain = 4;
@@ -56,6 +56,73 @@ kernels::MatmulInput prepare(Context& context,
   return input;
 }
 
+// Tiles of a matrix, one after the other, that are in memory together.
+class TileRun {
+ public:
+  TileRun(Context& context, const ScheduledMatrix& matrix)
+      : context_(context), matrix_(matrix) {}
+
+  // Acquires tile `first` and, if it is pinned, those after it that are.
+  Status acquire(TileId first) {
+    TileStream& tiles = *context_.tiles;
+    const TileId end = std::min<TileId>(matrix_.first_tile + matrix_.tile_count,
+                                        first + kRunTiles);
+    TileStream::View view;
+    const bool pinned = tiles.peek_pinned(first, &view);
+    for (TileId id = first; id < end; ++id) {
+      if (id > first && !(pinned && tiles.peek_pinned(id, &view))) break;
+      auto acquired = tiles.acquire(id);
+      if (!acquired.ok()) return acquired.status().at(matrix_.name);
+      const Tile& tile = context_.schedule->tiles()[id];
+      parts_[count_++] = {
+          id, rows_, tile.row_begin, tile_rows(matrix_, tile, *acquired)};
+      rows_ += parts_[count_ - 1].weights.rows;
+    }
+    return Status();
+  }
+  void release() {
+    for (size_t i = 0; i < count_; ++i) context_.tiles->release(parts_[i].id);
+  }
+
+  uint32_t count() const { return static_cast<uint32_t>(count_); }
+  size_t rows() const { return rows_; }
+
+  // Rows [begin, end) of the run for all of x, on the calling thread.
+  void multiply(size_t begin,
+                size_t end,
+                const kernels::MatmulInput& x,
+                float* y,
+                size_t y_stride,
+                std::byte* scratch) const {
+    for (size_t i = 0; i < count_; ++i) {
+      const Part& part = parts_[i];
+      const size_t from = std::max(begin, part.first);
+      const size_t to = std::min(end, part.first + part.weights.rows);
+      if (from >= to) continue;
+      kernels::matmul(part.weights,
+                      from - part.first,
+                      to - part.first,
+                      x,
+                      y + part.row_begin,
+                      y_stride,
+                      scratch);
+    }
+  }
+
+ private:
+  struct Part {
+    TileId id;
+    size_t first;      // its first row in the run
+    size_t row_begin;  // and in the matrix
+    kernels::WeightRows weights;
+  };
+  Context& context_;
+  const ScheduledMatrix& matrix_;
+  std::array<Part, kRunTiles> parts_;
+  size_t count_ = 0;
+  size_t rows_ = 0;
+};
+
 }  // namespace
 
 void norm_rows(Context& context,
@@ -84,34 +151,33 @@ void linear(Context& context,
             float* y) {
   const ScheduledMatrix& matrix = context.schedule->matrices()[linear.matrix];
   const kernels::MatmulInput input = prepare(context, matrix, x, rows);
-  for (uint32_t i = 0; i < matrix.tile_count; ++i) {
+  const size_t scratch_bytes = kernels::matmul_scratch_bytes();
+  for (uint32_t i = 0; i < matrix.tile_count;) {
     if (!context.failure.ok()) return;
     if (context.interrupted->load(std::memory_order_relaxed)) {
       context.fail(cancelled("interrupted"));
       return;
     }
-    const TileId id = matrix.first_tile + i;
-    auto view = context.tiles->acquire(id);
-    if (!view.ok()) {
-      context.fail(view.status().at(matrix.name));
-      return;
-    }
-    const Tile& tile = context.schedule->tiles()[id];
-    const kernels::WeightRows w = tile_rows(matrix, tile, *view);
+    TileRun run(context, matrix);
+    const Status acquired = run.acquire(matrix.first_tile + i);
     const double start = now_seconds();
-    const size_t scratch_bytes = kernels::matmul_scratch_bytes();
-    context.pool->parallel_for(
-        w.rows, kRowGrain, [&](size_t begin, size_t end, int thread) {
-          kernels::matmul(w,
-                          begin,
-                          end,
-                          input,
-                          y + tile.row_begin,
-                          linear.rows,
-                          context.thread_scratch(thread, scratch_bytes));
-        });
+    if (acquired.ok()) {
+      context.pool->parallel_for(
+          run.rows(),
+          kernels::kRowGrain,
+          [&](size_t begin, size_t end, int thread) {
+            run.multiply(begin,
+                         end,
+                         input,
+                         y,
+                         linear.rows,
+                         context.thread_scratch(thread, scratch_bytes));
+          });
+    }
     context.compute_seconds += now_seconds() - start;
-    context.tiles->release(id);
+    run.release();
+    if (!acquired.ok()) return context.fail(acquired);
+    i += run.count();
   }
   if (linear.row_order == RowOrder::kInterleavedHeads) {
     unpermute(linear, rows, y);
@@ -138,14 +204,17 @@ void embed(Context& context,
 
 namespace {
 
-// Norms, scales and rotates the heads of one row in place.
-void place_heads(const AttentionConfig& config,
+// Norms and scales the heads of one row in place, as rope wants them.
+void ready_heads(const AttentionConfig& config,
                  const std::optional<Norm>& norm,
-                 const float* cos_sin,
                  uint32_t heads,
                  float* x) {
+  if (norm && config.norm_whole) {
+    const size_t width = size_t{heads} * config.head_dim;
+    kernels::rms_norm(x, norm->weight.values.data(), norm->eps, width, x);
+  }
   for (uint32_t h = 0; h < heads; ++h, x += config.head_dim) {
-    if (norm) {
+    if (norm && !config.norm_whole) {
       kernels::rms_norm(
           x, norm->weight.values.data(), norm->eps, config.head_dim, x);
     }
@@ -154,6 +223,16 @@ void place_heads(const AttentionConfig& config,
     if (rope.mscale() != 1.0f) {
       for (uint32_t i = 0; i < rope.dims(); ++i) x[i] *= rope.mscale();
     }
+  }
+}
+
+void turn_heads(const AttentionConfig& config,
+                const float* cos_sin,
+                uint32_t heads,
+                float* x) {
+  if (config.rope == nullptr) return;
+  const Rope& rope = *config.rope;
+  for (uint32_t h = 0; h < heads; ++h, x += config.head_dim) {
     kernels::rope(x, cos_sin, rope.dims(), rope.traditional());
   }
 }
@@ -182,8 +261,15 @@ void place_rows(Context& context,
       float* kt = keys + t * kv_width;
       std::memcpy(qt, q + t * q_width, q_width * sizeof(float));
       std::memcpy(kt, k + t * kv_width, kv_width * sizeof(float));
-      place_heads(config, config.q_norm, cos_sin, config.heads, qt);
-      place_heads(config, config.k_norm, cos_sin, config.kv_heads, kt);
+      ready_heads(config, config.q_norm, config.heads, qt);
+      ready_heads(config, config.k_norm, config.kv_heads, kt);
+      if (row.kv->layout().raw_keys) {
+        std::memcpy(row.kv->raw_row(config.layer, row.position),
+                    kt,
+                    kv_width * sizeof(float));
+      }
+      turn_heads(config, cos_sin, config.heads, qt);
+      turn_heads(config, cos_sin, config.kv_heads, kt);
       std::byte* key = row.kv->key_row(config.layer, row.position);
       std::byte* value = row.kv->value_row(config.layer, row.position);
       kernels::store_kv(kt, kv_width, dtype, key);
@@ -227,6 +313,9 @@ struct Attention {
     context.pool->parallel_for(step.rows.size() * heads, 1, some);
   }
 
+  const float* sinks() const {
+    return config.sinks ? config.sinks->values.data() : nullptr;
+  }
   const float* query(size_t t) const {
     return queries + t * shape.heads * shape.head_dim;
   }
@@ -242,7 +331,7 @@ struct Attention {
                       kv.full(config.layer),
                       first_key(position),
                       position,
-                      nullptr,
+                      sinks(),
                       head,
                       end,
                       result(t));
@@ -252,7 +341,7 @@ struct Attention {
   void begin(const KvCache& kv) const {
     each_row(&kv, [&](size_t t, size_t, size_t head, size_t end) {
       kernels::attend_begin(shape,
-                            nullptr,
+                            sinks(),
                             head,
                             end,
                             states + t * shape.heads + head,
@@ -322,6 +411,35 @@ struct Attention {
 
 }  // namespace
 
+void attend_placed(Context& context,
+                   const AttentionConfig& config,
+                   const Step& step,
+                   const float* queries,
+                   float* states,
+                   float* out) {
+  const double start = now_seconds();
+  const size_t value_dim =
+      config.value_dim != 0 ? config.value_dim : config.head_dim;
+  const Attention attend{
+      .context = context,
+      .config = config,
+      .step = step,
+      .shape = {.heads = config.heads,
+                .kv_heads = config.kv_heads,
+                .head_dim = config.head_dim,
+                .value_dim = value_dim,
+                .scale = config.scale,
+                .kv_dtype = context.kv_dtype},
+      .queries = queries,
+      .states = reinterpret_cast<kernels::AttentionState*>(states),
+      .out = out};
+  for (const KvSpan& span : step.caches) {
+    const Status done = attend.run(*span.kv, span.begin, span.end);
+    if (!done.ok()) return context.fail(done);
+  }
+  context.compute_seconds += now_seconds() - start;
+}
+
 void attention(Context& context,
                const AttentionConfig& config,
                const Step& step,
@@ -342,24 +460,8 @@ void attention(Context& context,
   float* queries =
       context.scratch_floats(placed + attention_state_floats(config, rows));
   place_rows(context, config, step, q, k, v, queries, queries + rows * q_width);
-  const Attention attend{
-      .context = context,
-      .config = config,
-      .step = step,
-      .shape = {.heads = config.heads,
-                .kv_heads = config.kv_heads,
-                .head_dim = config.head_dim,
-                .value_dim = config.head_dim,
-                .scale = config.scale,
-                .kv_dtype = context.kv_dtype},
-      .queries = queries,
-      .states = reinterpret_cast<kernels::AttentionState*>(queries + placed),
-      .out = out};
-  for (const KvSpan& span : step.caches) {
-    const Status done = attend.run(*span.kv, span.begin, span.end);
-    if (!done.ok()) return context.fail(done);
-  }
   context.compute_seconds += now_seconds() - start;
+  attend_placed(context, config, step, queries, queries + placed, out);
 }
 
 size_t attention_state_floats(const AttentionConfig& config, size_t rows) {

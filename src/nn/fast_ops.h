@@ -43,6 +43,16 @@ void embed(Context& context,
 // rows of q and k.
 size_t attention_state_floats(const AttentionConfig& config, size_t rows);
 
+// Attends with queries [rows, heads, head_dim] that are rotated already, their
+// keys and values stored. `states`: attention_state_floats(). out [rows, heads,
+// value_dim].
+void attend_placed(Context& context,
+                   const AttentionConfig& config,
+                   const Step& step,
+                   const float* queries,
+                   float* states,
+                   float* out);
+
 // Rotates q and k, stores k and v, attends. q [rows, heads, head_dim],
 // k, v [rows, kv_heads, head_dim], out [rows, heads, head_dim].
 void attention(Context& context,

@@ -13,12 +13,20 @@ namespace {
 using Inputs = std::span<const float* const>;
 using Outputs = std::span<float* const>;
 
+// Fewest values worth a range of their own on a thread.
+constexpr size_t kValueGrain = 2048;
+
 int rows_of(const mx::array& x) {
   return x.shape(0);
 }
 
 mx::array single(std::vector<mx::array> arrays) {
   return std::move(arrays.front());
+}
+
+void scale(float* x, size_t n, float multiplier) {
+  if (multiplier == 1.0f) return;
+  for (size_t i = 0; i < n; ++i) x[i] *= multiplier;
 }
 
 }  // namespace
@@ -42,16 +50,23 @@ void prepare_rope(const Context& context, const Rope& rope, Step& step) {
   step.rope_tables.push_back(std::move(table));
 }
 
-mx::array embed(Context& context, const Linear& table, const Step& step) {
-  if (context.stock) return stock::embed(context, table, step);
+mx::array embed(Context& context,
+                const Linear& table,
+                const Step& step,
+                float multiplier) {
+  if (context.stock) {
+    const mx::array h = stock::embed(context, table, step);
+    return multiplier == 1.0f ? h : stock::scale(context, h, multiplier);
+  }
   const mx::Shape shape{static_cast<int>(step.tokens.size()),
                         static_cast<int>(table.cols)};
   return single(host_op(
       "Embed",
       {},
       {shape},
-      [&context, &table, &step](Inputs, Outputs out) {
+      [&context, &table, &step, multiplier](Inputs, Outputs out) {
         fast::embed(context, table, step.tokens, out[0]);
+        scale(out[0], step.tokens.size() * table.cols, multiplier);
       },
       context.mx_stream));
 }
@@ -114,19 +129,28 @@ std::vector<mx::array> linears(Context& context,
 mx::array linear_add(Context& context,
                      const Linear& matrix,
                      const mx::array& x,
-                     const mx::array& residual) {
+                     const mx::array& residual,
+                     float multiplier) {
   if (context.stock) {
-    return mx::add(
-        residual, stock::linear(context, matrix, x), context.mx_stream);
+    mx::array y = stock::linear(context, matrix, x);
+    if (multiplier != 1.0f) y = stock::scale(context, y, multiplier);
+    return mx::add(residual, y, context.mx_stream);
   }
   const auto rows = static_cast<size_t>(rows_of(x));
   return single(host_op(
       "LinearAdd",
       {x, residual},
       {residual.shape()},
-      [&context, &matrix, rows](Inputs in, Outputs out) {
+      [&context, &matrix, rows, multiplier](Inputs in, Outputs out) {
         fast::linear(context, matrix, in[0], rows, out[0]);
-        kernels::add(in[1], out[0], rows * matrix.rows, out[0]);
+        context.pool->parallel_for(rows * matrix.rows,
+                                   kValueGrain,
+                                   [&](size_t begin, size_t end, int) {
+                                     float* y = out[0] + begin;
+                                     scale(y, end - begin, multiplier);
+                                     kernels::add(
+                                         in[1] + begin, y, end - begin, y);
+                                   });
       },
       context.mx_stream));
 }
@@ -156,11 +180,14 @@ mx::array gated(Context& context,
         fast::norm_rows(context, norm, in[0], rows, width, normed);
         fast::linear(context, gate, normed, rows, out[0]);
         fast::linear(context, up, normed, rows, ups);
-        if (activation == Activation::kSilu) {
-          kernels::silu_mul(out[0], ups, inner, out[0]);
-        } else {
-          kernels::gelu_tanh_mul(out[0], ups, inner, out[0]);
-        }
+        const auto act = activation == Activation::kSilu
+                             ? kernels::silu_mul
+                             : kernels::gelu_tanh_mul;
+        context.pool->parallel_for(
+            inner, kValueGrain, [&](size_t begin, size_t end, int) {
+              float* y = out[0] + begin;
+              act(y, ups + begin, end - begin, y);
+            });
       },
       context.mx_stream));
 }

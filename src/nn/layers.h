@@ -29,18 +29,22 @@ struct Norm {
   float eps = 1e-5f;
 };
 
-enum class Activation { kSilu, kGeluTanh };
+// kSwigluClipped: gpt_oss (kernels/vector_ops.h, swiglu_clipped).
+enum class Activation { kSilu, kGeluTanh, kSwigluClipped };
 
 struct AttentionConfig {
   uint32_t layer = 0;
   uint32_t heads = 0;
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
+  uint32_t value_dim = 0;  // 0: as head_dim
   float scale = 1;
   uint32_t window = 0;         // 0: sees everything
   const Rope* rope = nullptr;  // null: no positions
   std::optional<Norm> q_norm;  // over each head, before rope
   std::optional<Norm> k_norm;
+  bool norm_whole = false;           // those are over all heads at once
+  std::optional<SmallTensor> sinks;  // one logit of each head
 };
 
 // Where a row of a fast forward belongs.
@@ -75,7 +79,11 @@ struct Step {
 // Fills step.rope_tables for `rope` (fast only).
 void prepare_rope(const Context& context, const Rope& rope, Step& step);
 
-mx::array embed(Context& context, const Linear& table, const Step& step);
+// The tokens' rows of the table, times `multiplier`.
+mx::array embed(Context& context,
+                const Linear& table,
+                const Step& step,
+                float multiplier = 1);
 
 mx::array rms_norm(Context& context, const Norm& norm, const mx::array& x);
 
@@ -85,11 +93,12 @@ std::vector<mx::array> linears(Context& context,
                                std::span<const Linear* const> matrices,
                                const mx::array& x);
 
-// residual + W x + b.
+// residual + multiplier * (W x + b).
 mx::array linear_add(Context& context,
                      const Linear& matrix,
                      const mx::array& x,
-                     const mx::array& residual);
+                     const mx::array& residual,
+                     float multiplier = 1);
 
 // activation(gate norm(x)) * up norm(x).
 mx::array gated(Context& context,

@@ -1,110 +1,25 @@
 // SPDX-License-Identifier: MIT
 #include "nn/stock_ops.h"
 
-#include <cstring>
-
 #include "base/check.h"
-#include "kernels/dequantize.h"
-#include "nn/array_util.h"
+#include "nn/stock_weight.h"
 #include "nn/table_rows.h"
 
 namespace mlx_flash::nn::stock {
 namespace {
 
-// A matrix as MLX wants it.
-struct Weight {
-  mx::array weight;
-  std::optional<mx::array> scales;
-  std::optional<mx::array> biases;
-};
-
-const char* mode_name(WeightKind kind) {
-  switch (kind) {
-    case WeightKind::kMxfp4:
-      return "mxfp4";
-    case WeightKind::kMxfp8:
-      return "mxfp8";
-    case WeightKind::kNvfp4:
-      return "nvfp4";
-    default:
-      return "affine";
-  }
+mx::array failed(const mx::array& x, int width) {
+  mx::Shape shape = x.shape();
+  shape.back() = width;
+  return mx::zeros(shape, x.dtype());
 }
 
-mx::Dtype weight_dtype(const WeightFormat& format) {
-  switch (format.kind) {
-    case WeightKind::kF16:
-      return mx::float16;
-    case WeightKind::kBF16:
-      return mx::bfloat16;
-    default:
-      return format.split() ? mx::uint32 : mx::float32;
-  }
-}
+}  // namespace
 
-mx::Dtype scale_dtype(const WeightFormat& format) {
-  return format.kind == WeightKind::kAffine ? mlx_dtype(format.scale_dtype)
-                                            : mx::uint8;
-}
-
-// Arrays for `rows` rows of a matrix, and where each part's bytes go.
-struct Destination {
-  Weight weight;
-  std::byte* data[kTilePartsMax] = {};
-};
-
-// GGUF's block formats are dequantised; all others keep their bytes.
-bool is_block(const WeightFormat& format) {
-  return format.kind > WeightKind::kNvfp4;
-}
-
-Destination new_weight(const ScheduledMatrix& matrix, int rows) {
-  const WeightFormat& format = matrix.format;
-  const RowBytes row = row_bytes(format, matrix.cols);
-  const mx::Dtype dtype = weight_dtype(format);
-  const int cols = is_block(format)
-                       ? static_cast<int>(matrix.cols)
-                       : static_cast<int>(row.weight / mx::size_of(dtype));
-  std::byte* data[kTilePartsMax] = {};
-  Destination out{.weight = {.weight = new_array({rows, cols}, dtype, &data[0]),
-                             .scales = std::nullopt,
-                             .biases = std::nullopt}};
-  if (row.scales != 0) {
-    const mx::Dtype type = scale_dtype(format);
-    const mx::Shape shape{rows,
-                          static_cast<int>(row.scales / mx::size_of(type))};
-    out.weight.scales = new_array(shape, type, &data[1]);
-    if (row.biases != 0) {
-      out.weight.biases = new_array(shape, type, &data[2]);
-    }
-  }
-  std::memcpy(out.data, data, sizeof(data));
-  return out;
-}
-
-// Puts row `r` of `rows` at row `to` of the arrays.
-void put_row(const ScheduledMatrix& matrix,
-             const kernels::WeightRows& rows,
-             size_t r,
-             size_t to,
-             const Destination& out) {
-  if (is_block(matrix.format)) {
-    kernels::dequantize_row(
-        rows, r, reinterpret_cast<float*>(out.data[0]) + to * matrix.cols);
-    return;
-  }
-  const std::byte* parts[kTilePartsMax] = {
-      rows.weight, rows.scales, rows.biases};
-  for (uint32_t p = 0; p < matrix.part_count; ++p) {
-    const size_t bytes = matrix.parts[p].row_bytes;
-    std::memcpy(out.data[p] + to * bytes, parts[p] + r * bytes, bytes);
-  }
-}
-
-// Copies the whole matrix out of the stream.
 std::optional<Weight> materialise(Context& context, const Linear& linear) {
   const ScheduledMatrix& matrix = context.schedule->matrices()[linear.matrix];
-  Destination out = new_weight(matrix, static_cast<int>(linear.rows));
+  Destination out =
+      new_weight(matrix.format, matrix.cols, {static_cast<int>(linear.rows)});
   for (uint32_t i = 0; i < matrix.tile_count; ++i) {
     if (context.interrupted->load(std::memory_order_relaxed)) {
       context.fail(cancelled("interrupted"));
@@ -121,28 +36,20 @@ std::optional<Weight> materialise(Context& context, const Linear& linear) {
     for (uint32_t r = tile.row_begin; r < tile.row_end; ++r) {
       const uint32_t to =
           published_row(linear.row_order, linear.heads, linear.rows, r);
-      put_row(matrix, rows, r - tile.row_begin, to, out);
+      put_row(rows, r - tile.row_begin, to, out);
     }
     context.tiles->release(id);
   }
   return std::move(out.weight);
 }
 
-mx::array failed(const mx::array& x, int width) {
-  mx::Shape shape = x.shape();
-  shape.back() = width;
-  return mx::zeros(shape, x.dtype());
-}
-
-}  // namespace
-
 mx::array embed(Context& context, const Linear& table, const Step& step) {
   const ScheduledMatrix& matrix = context.schedule->matrices()[table.matrix];
   const int rows = static_cast<int>(step.tokens.size());
-  Destination out = new_weight(matrix, rows);
+  Destination out = new_weight(matrix.format, matrix.cols, {rows});
   const Status status = visit_table_rows(
       context, table, step.tokens, [&](size_t i, const auto& row) {
-        put_row(matrix, row, 0, i, out);
+        put_row(row, 0, i, out);
       });
   if (!status.ok()) context.fail(status.at("embedding"));
   const mx::Stream s = context.mx_stream;
@@ -154,7 +61,7 @@ mx::array embed(Context& context, const Linear& table, const Step& step) {
                        w.biases,
                        matrix.format.group_size,
                        matrix.format.bits,
-                       mode_name(matrix.format.kind),
+                       mode_name(matrix.format),
                        std::nullopt,
                        std::nullopt,
                        s);
@@ -181,7 +88,7 @@ mx::array linear(Context& context, const Linear& linear, const mx::array& x) {
                              true,
                              format.group_size,
                              format.bits,
-                             mode_name(format.kind),
+                             mode_name(format),
                              s);
     if (linear.bias) y = mx::add(y, *linear.bias->array, s);
   } else if (linear.bias) {
@@ -194,11 +101,27 @@ mx::array linear(Context& context, const Linear& linear, const mx::array& x) {
   return y;
 }
 
+mx::array scale(Context& context, const mx::array& x, float multiplier) {
+  return mx::multiply(x, mx::array(multiplier, x.dtype()), context.mx_stream);
+}
+
 mx::array activate(Context& context,
                    Activation activation,
                    const mx::array& gate,
                    const mx::array& up) {
   const mx::Stream s = context.mx_stream;
+  if (activation == Activation::kSwigluClipped) {
+    const auto number = [&](float value, const mx::array& like) {
+      return mx::array(value, like.dtype());
+    };
+    const mx::array g = mx::minimum(gate, number(7.0f, gate), s);
+    const mx::array u = mx::clip(up, number(-7.0f, up), number(7.0f, up), s);
+    return mx::multiply(
+        mx::add(u, number(1.0f, u), s),
+        mx::multiply(
+            g, mx::sigmoid(mx::multiply(number(1.702f, g), g, s), s), s),
+        s);
+  }
   FLASH_CHECK(activation == Activation::kSilu);
   return mx::multiply(mx::multiply(gate, mx::sigmoid(gate, s), s), up, s);
 }
@@ -211,8 +134,10 @@ mx::array attention(Context& context,
   const int n = static_cast<int>(step.tokens.size());
   const auto split_heads =
       [&](const mx::array& x, uint32_t heads, const std::optional<Norm>& norm) {
-        mx::array h = mx::reshape(x, {1, n, static_cast<int>(heads), -1}, s);
-        if (norm) h = stock::rms_norm(context, *norm, h);
+        const bool whole = norm && config.norm_whole;
+        mx::array h = whole ? stock::rms_norm(context, *norm, x) : x;
+        h = mx::reshape(h, {1, n, static_cast<int>(heads), -1}, s);
+        if (norm && !whole) h = stock::rms_norm(context, *norm, h);
         return mx::transpose(h, {0, 2, 1, 3}, s);
       };
   mx::array q = split_heads(qkv[0], config.heads, config.q_norm);
@@ -226,15 +151,10 @@ mx::array attention(Context& context,
     k = config.rope->apply(k, cache.offset(), s);
   }
   const auto [keys, values] = cache.update(k, v, s);
-  mx::array out = mx::fast::scaled_dot_product_attention(q,
-                                                         keys,
-                                                         values,
-                                                         config.scale,
-                                                         mask.mode,
-                                                         mask.array,
-                                                         std::nullopt,
-                                                         false,
-                                                         s);
+  std::optional<mx::array> sinks;
+  if (config.sinks) sinks = config.sinks->array;
+  mx::array out = mx::fast::scaled_dot_product_attention(
+      q, keys, values, config.scale, mask.mode, mask.array, sinks, false, s);
   out = mx::reshape(mx::transpose(out, {0, 2, 1, 3}, s), {1, n, -1}, s);
   return out;
 }

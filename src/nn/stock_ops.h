@@ -11,12 +11,18 @@
 
 #include "nn/context.h"
 #include "nn/layers.h"
+#include "nn/stock_weight.h"
 
 namespace mlx_flash::nn::stock {
+
+// Copies a whole matrix out of the stream. Nothing if that failed.
+std::optional<Weight> materialise(Context& context, const Linear& linear);
 
 mx::array embed(Context& context, const Linear& table, const Step& step);
 mx::array rms_norm(Context& context, const Norm& norm, const mx::array& x);
 mx::array linear(Context& context, const Linear& linear, const mx::array& x);
+// x times a number that has no dtype of its own, as Python's.
+mx::array scale(Context& context, const mx::array& x, float multiplier);
 mx::array activate(Context& context,
                    Activation activation,
                    const mx::array& gate,

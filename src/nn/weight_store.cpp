@@ -22,15 +22,24 @@ Result<Linear> WeightStore::declare(const std::string& path,
                                     bool every_pass) {
   FLASH_ASSIGN_OR_RETURN(const Matrix matrix,
                          checkpoint_.matrix(path, rows, cols));
-  const RowBytes row = row_bytes(matrix.format, cols);
+  return add(matrix, 0, rows, every_pass);
+}
+
+Linear WeightStore::add(const Matrix& matrix,
+                        uint64_t first,
+                        uint64_t rows,
+                        bool every_pass) {
+  const RowBytes row = row_bytes(matrix.format, matrix.cols);
   ScheduledMatrix scheduled;
-  scheduled.name = path;
+  scheduled.name = matrix.path;
   scheduled.format = matrix.format;
   scheduled.rows = rows;
-  scheduled.cols = cols;
+  scheduled.cols = matrix.cols;
   scheduled.every_pass = every_pass;
   const auto add_part = [&](const FileRange& range, uint64_t bytes) {
-    scheduled.parts[scheduled.part_count++] = {range.file, range.offset, bytes};
+    scheduled.parts[scheduled.part_count++] = {
+        range.file, range.offset + first * bytes, bytes};
+    weights_bytes_ += rows * bytes;
   };
   add_part(matrix.weight, row.weight);
   if (row.scales != 0) add_part(matrix.scales, row.scales);
@@ -39,10 +48,28 @@ Result<Linear> WeightStore::declare(const std::string& path,
   Linear linear;
   linear.matrix = static_cast<MatrixId>(matrices_.size());
   linear.rows = static_cast<uint32_t>(rows);
-  linear.cols = static_cast<uint32_t>(cols);
-  weights_bytes_ += matrix.bytes();
+  linear.cols = static_cast<uint32_t>(matrix.cols);
   matrices_.push_back(std::move(scheduled));
   return linear;
+}
+
+Result<Linear> WeightStore::stacked(const std::string& path,
+                                    uint64_t stack,
+                                    uint64_t rows,
+                                    uint64_t cols) {
+  FLASH_ASSIGN_OR_RETURN(const Matrix matrix,
+                         checkpoint_.stacked_matrix(path, stack, rows, cols));
+  return add(matrix, 0, stack * rows, true);
+}
+
+Result<Linear> WeightStore::rows_of(const std::string& path,
+                                    uint64_t all_rows,
+                                    uint64_t cols,
+                                    uint64_t first,
+                                    uint64_t rows) {
+  FLASH_ASSIGN_OR_RETURN(const Matrix matrix,
+                         checkpoint_.matrix(path, all_rows, cols));
+  return add(matrix, first, rows, true);
 }
 
 Result<Linear> WeightStore::linear(const std::string& path,

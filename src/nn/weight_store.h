@@ -16,6 +16,7 @@
 #include "checkpoint/checkpoint.h"
 #include "io/file.h"
 #include "nn/mlx.h"
+#include "residency/expert_stream.h"
 #include "residency/schedule.h"
 
 namespace mlx_flash::nn {
@@ -41,6 +42,26 @@ struct Linear {
   std::optional<SmallTensor> bias;
 };
 
+// The experts of a layer: gated MLPs, of which a token uses some.
+struct Experts {
+  uint32_t layer = 0;   // of the ExpertStream
+  uint32_t count = 0;   // experts
+  uint32_t active = 0;  // for a token
+  uint32_t hidden = 0;  // inputs and outputs
+  uint32_t inner = 0;   // of gate and up
+  // One matrix holds gate and up, row by row in turns; else gate comes first.
+  bool alternating = false;
+};
+
+// What a model says of them: everything but where they lie.
+struct ExpertsShape {
+  uint32_t count = 0;
+  uint32_t active = 0;
+  uint32_t hidden = 0;
+  uint32_t inner = 0;
+  bool bias = false;  // of each projection of each expert
+};
+
 class WeightStore {
  public:
   // `files`: the checkpoint's, open, in its order. Both outlive the store.
@@ -49,6 +70,7 @@ class WeightStore {
               bool stock);
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
+  bool stock() const { return stock_; }
 
   // Declares "<path>.weight" (and its parts) as the next matrix of the pass;
   // reads "<path>.bias" if `bias`.
@@ -59,10 +81,28 @@ class WeightStore {
                         RowOrder row_order = RowOrder::kPlain,
                         uint32_t heads = 1);
 
+  // The same of a tensor [stack, rows, cols], as one matrix of all its rows.
+  Result<Linear> stacked(const std::string& path,
+                         uint64_t stack,
+                         uint64_t rows,
+                         uint64_t cols);
+
+  // The same of rows [first, first + rows) of a matrix of `all_rows`.
+  Result<Linear> rows_of(const std::string& path,
+                         uint64_t all_rows,
+                         uint64_t cols,
+                         uint64_t first,
+                         uint64_t rows);
+
   // Declares an embedding that is only read by the row.
   Result<Linear> row_table(const std::string& path,
                            uint64_t rows,
                            uint64_t cols);
+
+  // Declares the experts of the block at `path` ("model.layers.3.mlp") as used
+  // after the last matrix so far. They may lie stacked, one by one or, in
+  // Hugging Face's own files of some architectures, gate and up in one tensor.
+  Result<Experts> experts(const std::string& path, const ExpertsShape& shape);
 
   // Reads the vector `name` of n values.
   Result<SmallTensor> small(const std::string& name,
@@ -71,6 +111,9 @@ class WeightStore {
                             uint32_t heads = 1);
 
   std::vector<ScheduledMatrix> take_matrices() { return std::move(matrices_); }
+  std::vector<ExpertLayer> take_expert_layers() {
+    return std::move(expert_layers_);
+  }
   uint64_t small_bytes() const { return small_bytes_; }
   uint64_t weights_bytes() const { return weights_bytes_; }
 
@@ -79,11 +122,18 @@ class WeightStore {
                          uint64_t rows,
                          uint64_t cols,
                          bool every_pass);
+  // Rows [first, first + rows) of `matrix`.
+  Linear add(const Matrix& matrix,
+             uint64_t first,
+             uint64_t rows,
+             bool every_pass);
+  Status add_projection(const ExpertSource& source, ExpertLayer& layer);
 
   const Checkpoint& checkpoint_;
   std::span<const File> files_;
   bool stock_;
   std::vector<ScheduledMatrix> matrices_;
+  std::vector<ExpertLayer> expert_layers_;
   uint64_t small_bytes_ = 0;
   uint64_t weights_bytes_ = 0;
 };

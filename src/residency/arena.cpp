@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -26,6 +27,21 @@ constexpr bool kProtectAlways = false;
 #else
 constexpr bool kProtectAlways = true;
 #endif
+
+// The size on x86-64 and, with pages of 4 KiB, aarch64. With larger ones this
+// asks for huge pages that cannot be had, which does no harm.
+constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
+
+// Advice: a system without huge pages, or with other ideas, may ignore it.
+void advise_huge_pages(std::span<std::byte> range, bool wanted) {
+#if defined(MADV_HUGEPAGE)
+  (void)::madvise(
+      range.data(), range.size(), wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+  (void)range;
+  (void)wanted;
+#endif
+}
 
 std::byte* map(uint64_t bytes, int protection) {
   void* p = ::mmap(nullptr,
@@ -66,9 +82,7 @@ Result<std::unique_ptr<Arena>> Arena::create(uint64_t address_bytes,
                     bytes,
                     std::strerror(errno)));
   }
-#if defined(MADV_NOHUGEPAGE)
-  (void)::madvise(arena->base_, bytes, MADV_NOHUGEPAGE);
-#endif
+  advise_huge_pages({arena->base_, bytes}, false);
   arena->address_bytes_ = bytes;
   MutexLock lock(arena->mutex_);
   arena->budget_bytes_ = budget_bytes;
@@ -135,10 +149,32 @@ void Arena::decommit(std::byte* begin, uint64_t bytes) {
                    0);
   FLASH_CHECK(p == begin);
 #else
+  // First, or a page beside the range could become part of a huge one.
+  if (huge_pages_) advise_huge_pages(around(at, bytes), false);
   FLASH_CHECK(::madvise(begin, bytes, MADV_DONTNEED) == 0);
   if (protect_) FLASH_CHECK(::mprotect(begin, bytes, PROT_NONE) == 0);
 #endif
   committed_bytes_ -= bytes;
+}
+
+void Arena::prefer_huge_pages(std::byte* begin, uint64_t bytes) {
+  FLASH_CHECK(begin >= base_ && bytes <= address_bytes_);
+  MutexLock lock(mutex_);
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  const uintptr_t first = round_up(address, kHugePageBytes);
+  const uintptr_t end = (address + bytes) / kHugePageBytes * kHugePageBytes;
+  if (first >= end) return;
+  huge_pages_ = true;
+  advise_huge_pages({begin + (first - address), end - first}, true);
+}
+
+std::span<std::byte> Arena::around(uint64_t at, uint64_t bytes) const {
+  const auto base = reinterpret_cast<uintptr_t>(base_);
+  const uintptr_t first = (base + at) / kHugePageBytes * kHugePageBytes;
+  const uintptr_t end = round_up(base + at + bytes, kHugePageBytes);
+  const uint64_t from = first > base ? first - base : 0;
+  const uint64_t to = std::min<uint64_t>(end - base, address_bytes_);
+  return {base_ + from, to - from};
 }
 
 uint64_t Arena::budget_bytes() const {

@@ -8,14 +8,16 @@
 // Region with a fixed address; what a region has committed counts against the
 // arena's byte budget, what it gives back (decommit) leaves the process at
 // once. So the shares of pinned tiles, ring and KV can be moved while running,
-// without fragmentation and without moving a pointer. Huge pages stay off: they
-// would put memory in the process that nobody has committed.
+// without fragmentation and without moving a pointer. Huge pages are used only
+// where all of one is committed and prefer_huge_pages() asks for them:
+// elsewhere they would put memory in the process that nobody has committed.
 //
 // Thread-safe.
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "base/status.h"
 #include "base/thread_annotations.h"
@@ -42,6 +44,11 @@ class Arena {
   // Returns the pages to the system and the bytes to the budget.
   void decommit(std::byte* begin, uint64_t bytes);
 
+  // Lets the system back what lies in [begin, begin + bytes) by huge pages: a
+  // core that streams through weights walks fewer page tables. For memory that
+  // has not been touched yet. REQUIRES: all of it is committed.
+  void prefer_huge_pages(std::byte* begin, uint64_t bytes);
+
   static uint64_t system_page_bytes();
   uint64_t page_bytes() const { return page_bytes_; }
   uint64_t budget_bytes() const;
@@ -54,6 +61,9 @@ class Arena {
  private:
   Arena() = default;
 
+  // The huge pages that [at, at + bytes) of the arena lies in.
+  std::span<std::byte> around(uint64_t at, uint64_t bytes) const;
+
   uint64_t page_bytes_ = 4096;  // of this machine
   std::byte* base_ = nullptr;
   uint64_t address_bytes_ = 0;
@@ -62,6 +72,7 @@ class Arena {
   bool protect_ = false;
 
   mutable Mutex mutex_;
+  bool huge_pages_ GUARDED_BY(mutex_) = false;  // have been asked for
   uint64_t reserved_bytes_ GUARDED_BY(mutex_) = 0;
   uint64_t budget_bytes_ GUARDED_BY(mutex_) = 0;
   uint64_t committed_bytes_ GUARDED_BY(mutex_) = 0;

@@ -54,6 +54,27 @@ TEST(Arena, CommitsOnlyWhatIsAskedForEvenWithHugePages) {
   for (uint64_t i = 0; i < 8; ++i) p[i * 32 * kPage] = std::byte{1};
   EXPECT_LT(resident_bytes(), before + (1 << 20));
 }
+
+// Asked for over all that is committed, and taken back where a part of it goes.
+TEST(Arena, HugePagesHoldNothingThatIsNotCommitted) {
+  constexpr uint64_t kHuge = uint64_t{2} << 20;
+  const uint64_t page = Arena::system_page_bytes();
+  auto arena = make(uint64_t{1} << 32, uint64_t{1} << 30);
+  std::byte* p = *arena->reserve(uint64_t{1} << 30);
+  const uint64_t bytes = 5 * kHuge + 3 * page;
+  ASSERT_TRUE(arena->commit(p, bytes).ok());
+  const uint64_t before = resident_bytes();
+  arena->prefer_huge_pages(p, bytes);
+  std::memset(p, 1, bytes);
+  EXPECT_LT(resident_bytes(), before + bytes + (1 << 18));
+  // The end of one huge page leaves and is touched again page by page.
+  arena->decommit(p + 3 * kHuge, bytes - 3 * kHuge);
+  EXPECT_LT(resident_bytes(), before + 3 * kHuge + (1 << 18));
+  ASSERT_TRUE(arena->commit(p + 3 * kHuge, page).ok());
+  p[3 * kHuge] = std::byte{1};
+  EXPECT_LT(resident_bytes(), before + 3 * kHuge + (1 << 18));
+  for (uint64_t i = 0; i < 3 * kHuge; i += page) EXPECT_EQ(p[i], std::byte{1});
+}
 #endif
 
 TEST(Arena, TheBudgetIsExactAndNamedWhenItIsExceeded) {

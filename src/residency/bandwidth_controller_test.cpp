@@ -110,6 +110,11 @@ class Loop {
   void set_transfer(double transfer) {
     queue_.set_bytes_per_s(bytes_per_s(transfer));
   }
+  // Keeps one tile in `n`, as after a move of the budget.
+  void pin_one_in(uint32_t n) {
+    for (uint32_t i = 0; i < kTiles; ++i) plan_.pinned[i] = i % n == 0;
+    EXPECT_TRUE(stream_->set_pins(plan_.pinned).ok());
+  }
   BandwidthController::Stats stats() const {
     return stream_->stats().controller;
   }
@@ -196,6 +201,22 @@ TEST(BandwidthController, FollowsADiskThatBecomesSlowAndFastAgain) {
   const std::vector<double> fast = loop.passes(120);
   EXPECT_LE(mean(fast, 60), 1.05 * kComputePerPass);
   EXPECT_TRUE(loop.stats().paced);
+}
+
+// The budget halves and doubles while reading is the bottleneck: one pass later
+// the disk is again all there is to wait for.
+TEST(BandwidthController, IsBackAtTheLawTwoPassesAfterTheBudgetMoved) {
+  const double transfer = 6;
+  Loop loop({.transfer = transfer, .contention = 0.2, .attention = false});
+  loop.passes(20);
+  for (const uint32_t n : {4u, 2u, 8u, 1000u, 2u}) {
+    loop.pin_one_in(n);
+    loop.pass();
+    const double streamed = kTiles - (kTiles + n - 1) / n;
+    const double law = streamed * transfer * kComputePerTile;
+    EXPECT_LE(mean(loop.passes(3), 0), 1.03 * law) << n;
+    EXPECT_EQ(loop.stats().trials, 0u);
+  }
 }
 
 TEST(BandwidthController, DoesNotOscillate) {

@@ -20,48 +20,20 @@
 // Pieces of one expert come in order; those of different experts may alternate.
 // The consumer holds at most one piece at a time.
 //
-// Thread-compatible: one consumer. The logic is a thread-free state machine
-// (expert_cache.h); the shell submits to and reaps from the one ReadQueue.
+// Thread-compatible: one consumer. What ordinary runs use is CachedExperts.
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
-#include <string>
-#include <vector>
 
 #include "base/status.h"
-#include "base/weight_format.h"
-#include "residency/schedule.h"
+#include "io/file.h"
+#include "residency/expert_layer.h"
 
 namespace mlx_flash {
-
-// A vector of an expert beside a matrix (gpt_oss: the bias of each projection).
-inline constexpr size_t kExpertPartsMax = kTilePartsMax + 1;
-inline constexpr size_t kExpertMatricesMax = 3;  // gate, up, down
-
-// One matrix of all experts of a layer. `parts[e]` are expert e's: weights,
-// scales, biases of the quantisation, as in ScheduledMatrix; offsets are of the
-// expert's first row.
-struct ExpertMatrix {
-  WeightFormat format;
-  uint64_t rows = 0;
-  uint64_t cols = 0;
-  uint32_t part_count = 0;
-  std::vector<std::array<MatrixPart, kTilePartsMax>> parts;
-  // An added vector of `rows` values; row_bytes is one value's. Empty: none.
-  std::vector<MatrixPart> bias;
-  DType bias_dtype = DType::kF32;
-};
-
-// The experts of one layer, by the number of the round that begin() takes.
-struct ExpertLayer {
-  std::string name;      // "model.layers.3.mlp", for messages
-  uint32_t experts = 0;  // of the layer
-  uint32_t active = 0;   // that one token uses
-  uint32_t after = 0;    // MatrixId of the last matrix used before it
-  std::vector<ExpertMatrix> matrices;  // in the order of use
-};
 
 class ExpertStream {
  public:
@@ -102,6 +74,14 @@ class ExpertStream {
   // gate finds that it pays. Never waits, never fails.
   virtual void look_ahead(uint32_t layer,
                           std::span<const uint32_t> experts) = 0;
+  // Whether it would do anything now: a prediction costs a little, too.
+  virtual bool wants_look_ahead() const { return true; }
 };
+
+// Puts a stream between `own`, which outlives it, and the compute: for tests.
+using WrapExperts = std::function<std::unique_ptr<ExpertStream>(
+    ExpertStream& own,
+    std::span<const ExpertLayer> layers,
+    std::span<const File> files)>;
 
 }  // namespace mlx_flash

@@ -7,8 +7,10 @@
 #include <bit>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "base/check.h"
+#include "residency/expert_share.h"
 
 namespace mlx_flash {
 namespace {
@@ -44,13 +46,16 @@ struct Draft {
   uint64_t logit_rows = 1;
   uint32_t slots = kRingSlotsMin;
   uint64_t kv_tokens = 0;
+  uint64_t reuse_bytes = 0;
   uint64_t pin_bytes = 0;
+  uint64_t expert_bytes = 0;
 };
 
 struct Costs {
   const Schedule& schedule;
   const ModelCosts& model;
   const Limits& limits;
+  const ExpertSchedule* experts = nullptr;
 
   uint64_t slot() const {
     return round_up(schedule.slot_bytes_max(), limits.page_bytes);
@@ -78,7 +83,9 @@ struct Costs {
                     limits.page_bytes);
   }
   uint64_t arena(const Draft& d) const {
-    return add(mul(d.slots, slot()), add(kv(d.kv_tokens), d.pin_bytes));
+    return add(mul(d.slots, slot()),
+               add(add(kv(d.kv_tokens), d.reuse_bytes),
+                   add(d.pin_bytes, d.expert_bytes)));
   }
   uint64_t total(const Draft& d) const {
     const uint64_t fixed = add(limits.runtime_bytes, model.small_tensor_bytes);
@@ -112,6 +119,10 @@ Draft smallest(const Costs& costs) {
   d.kv_tokens = costs.limits.context > 0
                     ? costs.limits.context
                     : std::min(kContextMin, context_max(costs));
+  d.reuse_bytes = costs.limits.kv_reuse_bytes;
+  if (costs.experts != nullptr) {
+    d.expert_bytes = expert_memory_min(*costs.experts, costs.limits.page_bytes);
+  }
   return d;
 }
 
@@ -178,6 +189,10 @@ void choose_sizes(const Costs& costs, Draft& d) {
     all.pin_bytes =
         add(all.pin_bytes, tile_memory_bytes(tile, costs.limits.page_bytes));
   }
+  if (costs.experts != nullptr) {
+    all.expert_bytes =
+        expert_memory_all(*costs.experts, costs.limits.page_bytes);
+  }
   if (costs.limits.context == 0) all.kv_tokens = context_max(costs);
   if (costs.fits(all)) return;
   const auto tiles = static_cast<uint32_t>(
@@ -185,26 +200,62 @@ void choose_sizes(const Costs& costs, Draft& d) {
   grow(costs, d, &Draft::slots, std::max(tiles, kRingSlotsMin), 4);
 }
 
-double decode_rate(const Plan& plan, const Limits& limits, uint64_t read) {
+// The hit rate with `bytes` for experts.
+double hit_rate(const Costs& costs, uint64_t bytes) {
+  const uint64_t all =
+      expert_memory_all(*costs.experts, costs.limits.page_bytes);
+  if (bytes >= all) return 1;
+  const double share = static_cast<double>(bytes) / static_cast<double>(all);
+  if (costs.limits.learnt == nullptr) {
+    return expected_hit_rate(*costs.experts, share);
+  }
+  return learnt_hit_rate(*costs.experts, *costs.limits.learnt, share);
+}
+
+// `read`: bytes from the disk for a token.
+double decode_rate(const Plan& plan, const Limits& limits, double read) {
   double seconds = 0;
   if (read > 0) {
     if (limits.disk_bytes_per_s <= 0) return 0;
-    seconds = static_cast<double>(read) / limits.disk_bytes_per_s;
+    seconds = read / limits.disk_bytes_per_s;
   }
   if (limits.compute_bytes_per_s > 0) {
     // Reading and computing overlap.
     seconds = std::max(
         seconds,
-        static_cast<double>(plan.pass_bytes) / limits.compute_bytes_per_s);
+        static_cast<double>(plan.pass_bytes + plan.expert_token_bytes) /
+            limits.compute_bytes_per_s);
   }
   return seconds > 0 ? 1 / seconds : 0;
 }
 
-// Bytes from the disk for a token when the context is full.
-uint64_t read_when_full(const Plan& plan) {
-  const uint64_t taken =
-      std::min(plan.pinned_bytes, plan.kv_bytes_max - plan.kv_bytes);
-  return plan.streamed_bytes + taken + plan.kv_disk_bytes_max;
+void predict_speed(const Costs& costs, Plan& plan) {
+  const auto active = static_cast<double>(plan.expert_token_bytes);
+  // With the context full KV has taken its memory from experts first, and
+  // so has what is kept for later requests.
+  uint64_t taken = plan.kv_bytes_max - plan.kv_bytes + plan.kv_reuse_bytes;
+  double full_misses = 0;
+  if (costs.experts != nullptr) {
+    const uint64_t least =
+        expert_memory_min(*costs.experts, costs.limits.page_bytes);
+    const uint64_t yields =
+        plan.expert_bytes > least ? plan.expert_bytes - least : 0;
+    const uint64_t from_experts = std::min(taken, yields);
+    taken -= from_experts;
+    plan.expert_hit_rate = hit_rate(costs, plan.expert_bytes);
+    full_misses =
+        (1 - hit_rate(costs, plan.expert_bytes - from_experts)) * active;
+  }
+  const auto streamed = static_cast<double>(plan.streamed_bytes);
+  const double misses = (1 - plan.expert_hit_rate) * active;
+  const uint64_t from_pins = std::min(plan.pinned_bytes, taken);
+  plan.predicted_decode_tok_s =
+      decode_rate(plan, costs.limits, streamed + misses);
+  plan.predicted_full_tok_s = decode_rate(
+      plan,
+      costs.limits,
+      streamed + full_misses +
+          static_cast<double>(add(from_pins, plan.kv_disk_bytes_max)));
 }
 
 std::string megabytes(uint64_t bytes) {
@@ -217,13 +268,14 @@ Status too_small(const Costs& costs, uint64_t ram_min) {
   return invalid_input(fmt::format(
       "a budget of {} is too small: the smallest that works is {} ({} for the "
       "program, {} for norms and biases, {} for activations, {} for the tiles "
-      "in use, {} for a context of {} tokens)",
+      "in use, {}{} for a context of {} tokens)",
       megabytes(costs.limits.ram_bytes),
       megabytes(ram_min),
       megabytes(costs.limits.runtime_bytes),
       megabytes(costs.model.small_tensor_bytes),
       megabytes(costs.activation(d)),
       megabytes(mul(d.slots, costs.slot())),
+      d.expert_bytes > 0 ? megabytes(d.expert_bytes) + " for experts, " : "",
       megabytes(costs.kv(d.kv_tokens)),
       d.kv_tokens));
 }
@@ -246,11 +298,14 @@ void fill_pins(const Costs& costs, const Draft& d, Plan& plan) {
   // Their page tables come out of the same rest.
   const uint64_t tables = page_table_bytes(left, page);
   const uint64_t room = left > tables ? left - tables : 0;
-  plan.pinned = choose_pins(costs.schedule, room, page);
+  WeightShare share =
+      share_weights(costs.schedule, costs.experts, room + d.expert_bytes, page);
+  plan.pinned = std::move(share.pinned);
+  plan.pinned_slot_bytes = share.pinned_bytes;
+  plan.expert_bytes = share.expert_bytes;
   for (TileId id = 0; id < plan.pinned.size(); ++id) {
     const Tile& tile = costs.schedule.tiles()[id];
     if (!plan.pinned[id]) continue;
-    plan.pinned_slot_bytes += tile_memory_bytes(tile, page);
     if (costs.schedule.matrices()[tile.matrix].every_pass) {
       plan.pinned_bytes += tile.bytes;
     }
@@ -271,9 +326,10 @@ uint64_t page_table_bytes(uint64_t bytes, uint64_t page_bytes) {
 
 Result<Plan> make_plan(const Schedule& schedule,
                        const ModelCosts& model,
-                       const Limits& limits) {
+                       const Limits& limits,
+                       const ExpertSchedule* experts) {
   FLASH_CHECK(std::has_single_bit(limits.page_bytes));
-  const Costs costs{schedule, model, limits};
+  const Costs costs{schedule, model, limits, experts};
   if (limits.context > context_max(costs)) {
     return invalid_input(
         fmt::format("a context of {} tokens: the model was made for {}",
@@ -290,6 +346,8 @@ Result<Plan> make_plan(const Schedule& schedule,
       limits.context > 0 ? limits.context : largest_context(costs, d);
   plan.kv_bytes_max = costs.kv(plan.context);
   plan.kv_disk_bytes_max = costs.kv_all(plan.context) - plan.kv_bytes_max;
+  // Taken from pins as it is needed, as is the context's.
+  plan.kv_reuse_bytes = std::exchange(d.reuse_bytes, 0);
   d.kv_tokens = start_tokens(costs, plan.context);
   plan.kv_bytes = costs.kv(d.kv_tokens);
 
@@ -298,6 +356,11 @@ Result<Plan> make_plan(const Schedule& schedule,
     plan.weights_bytes += matrix.bytes();
   }
   plan.pass_bytes = schedule.pass_bytes();
+  if (experts != nullptr) {
+    plan.weights_bytes = add(plan.weights_bytes, experts->total_bytes());
+    plan.expert_bytes_all = expert_memory_all(*experts, limits.page_bytes);
+    plan.expert_token_bytes = experts->token_bytes();
+  }
   plan.slot_bytes = costs.slot();
   plan.ring_slots = d.slots;
   plan.ring_bytes = d.slots * plan.slot_bytes;
@@ -313,13 +376,13 @@ Result<Plan> make_plan(const Schedule& schedule,
   fill_pins(costs, decode, plan);
   plan.streamed_bytes = plan.pass_bytes - plan.pinned_bytes;
   decode.pin_bytes = plan.pinned_slot_bytes;
+  decode.expert_bytes = plan.expert_bytes;
   plan.page_table_bytes =
       page_table_bytes(costs.arena(decode), limits.page_bytes);
   FLASH_CHECK(costs.fits(decode));
   plan.predicted_peak_bytes = predicted_peak(costs, decode, plan);
   plan.disk_bytes_per_s = limits.disk_bytes_per_s;
-  plan.predicted_decode_tok_s = decode_rate(plan, limits, plan.streamed_bytes);
-  plan.predicted_full_tok_s = decode_rate(plan, limits, read_when_full(plan));
+  predict_speed(costs, plan);
   return plan;
 }
 
@@ -334,29 +397,40 @@ Result<ScheduleAndPlan> plan_model(const std::vector<ScheduledMatrix>& matrices,
                                    uint64_t alignment,
                                    uint64_t tile_bytes,
                                    const ModelCosts& costs,
-                                   const Limits& limits) {
+                                   const Limits& limits,
+                                   std::span<const ExpertLayer> layers) {
   uint64_t weights = 0;
   for (const ScheduledMatrix& matrix : matrices) {
     weights = add(weights, matrix.bytes());
   }
+  const auto cut_experts = [&](uint64_t size) {
+    std::optional<ExpertSchedule> experts;
+    if (!layers.empty()) experts.emplace(layers, 2 * size, alignment);
+    return experts;
+  };
+  FLASH_RETURN_IF_ERROR(ExpertSchedule::check(layers));
   const uint64_t first = tile_bytes > 0
                              ? tile_bytes
                              : choose_tile_bytes(limits.ram_bytes, weights);
   const uint64_t last = tile_bytes > 0 ? tile_bytes : kTileBytesMin;
   for (uint64_t size = first;; size /= 2) {
     Schedule schedule(matrices, size, alignment);
-    Result<Plan> plan = make_plan(schedule, costs, limits);
+    std::optional<ExpertSchedule> experts = cut_experts(size);
+    Result<Plan> plan =
+        make_plan(schedule, costs, limits, experts ? &*experts : nullptr);
     if (!plan.ok()) {
       if (size <= last) return plan.status();
       continue;
     }
     if (size > last) {
       const Schedule small(matrices, last, alignment);
-      const Costs small_costs{small, costs, limits};
+      const std::optional<ExpertSchedule> cut = cut_experts(last);
+      const Costs small_costs{small, costs, limits, cut ? &*cut : nullptr};
       plan->ram_min_bytes = std::min(
           plan->ram_min_bytes, small_costs.minimum(smallest(small_costs)));
     }
-    return ScheduleAndPlan{std::move(schedule), std::move(plan).value()};
+    return ScheduleAndPlan{
+        std::move(schedule), std::move(experts), std::move(plan).value()};
   }
 }
 

@@ -8,11 +8,14 @@
 // inputs give the same plan, and `plan` prints it without running anything.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
+#include "residency/expert_frequency.h"
+#include "residency/expert_schedule.h"
 #include "residency/schedule.h"
 
 namespace mlx_flash {
@@ -46,6 +49,8 @@ struct Limits {
   uint64_t context = 0;  // tokens asked for; 0: auto
   // Memory of the KV cache, which beyond it lies on disk. 0: all in memory.
   uint64_t kv_ram_bytes = 0;
+  // Memory for blocks of earlier requests (kv/kv_prefixes.h), at most.
+  uint64_t kv_reuse_bytes = 0;
   // Of runtime_bytes, a reserve that a usual run does not touch.
   uint64_t runtime_spare_bytes = 0;
   uint64_t prefill_rows = 0;       // tokens per pass asked for; 0: auto
@@ -53,6 +58,8 @@ struct Limits {
   double disk_bytes_per_s = 0;     // 0: unknown, no prediction
   double compute_bytes_per_s = 0;  // weights per second kernels get through
   uint64_t page_bytes = 4096;      // of memory: what the arena rounds up to
+  // What is known of this model's experts; null: what is usual is expected.
+  const ExpertFrequency* learnt = nullptr;
 };
 
 // Rows of a forward whose activations are always set aside: one token's.
@@ -65,13 +72,20 @@ struct Plan {
   uint64_t pass_bytes = 0;     // M
   uint64_t pinned_bytes = 0;   // R: wanted bytes of pinned tiles of the pass
   uint64_t pinned_slot_bytes = 0;  // their memory, slack included
-  uint64_t streamed_bytes = 0;     // M - R
+  // Experts (expert_share.h): the share of their cache, what all of them would
+  // take, A, and what of A is expected in memory.
+  uint64_t expert_bytes = 0;
+  uint64_t expert_bytes_all = 0;
+  uint64_t expert_token_bytes = 0;
+  double expert_hit_rate = 0;
+  uint64_t streamed_bytes = 0;  // M - R
   uint64_t ring_bytes = 0;
   uint32_t ring_slots = 0;
   uint64_t slot_bytes = 0;
   uint64_t kv_bytes = 0;           // set aside now
   uint64_t kv_bytes_max = 0;       // at the full context; pins yield to it
   uint64_t kv_disk_bytes_max = 0;  // on disk, at the full context
+  uint64_t kv_reuse_bytes = 0;     // of earlier requests; pins yield to it
   uint64_t activation_bytes = 0;   // of kDecodeRows
   // More for prefill_rows and logit_rows. Pins yield to it while they run.
   uint64_t prefill_activation_bytes = 0;
@@ -92,9 +106,11 @@ struct Plan {
 
 // Fails with kInvalidInput and the smallest budget that works if `limits` is
 // too small.
+// `experts` may be null: there are none.
 Result<Plan> make_plan(const Schedule& schedule,
                        const ModelCosts& costs,
-                       const Limits& limits);
+                       const Limits& limits,
+                       const ExpertSchedule* experts = nullptr);
 
 // A good size of tiles: 1 to 4 MiB for usual budgets, down to 64 KiB for tiny
 // ones. Large enough for the disk, small enough that the ring is a small share
@@ -105,17 +121,20 @@ inline constexpr uint64_t kTileBytesMax = uint64_t{4} << 20;
 
 struct ScheduleAndPlan {
   Schedule schedule;
+  std::optional<ExpertSchedule> experts;
   Plan plan;
 };
 
 // Cuts the matrices and plans. With `tile_bytes` 0 it starts at
 // choose_tile_bytes() and takes smaller tiles until the plan fits, so that the
-// minimum it names is the smallest for any tile size.
+// minimum it names is the smallest for any tile size. Pieces of experts are
+// twice as large as tiles. `layers` outlive the result.
 Result<ScheduleAndPlan> plan_model(const std::vector<ScheduledMatrix>& matrices,
                                    uint64_t alignment,
                                    uint64_t tile_bytes,
                                    const ModelCosts& costs,
-                                   const Limits& limits);
+                                   const Limits& limits,
+                                   std::span<const ExpertLayer> layers = {});
 
 // All tiles in the order in which they deserve to be kept: every beginning of
 // it is spread evenly over the pass, so that reading and computing stay in

@@ -73,7 +73,9 @@ void expect_sound(const Schedule& schedule,
   EXPECT_LE(plan.ram_min_bytes, limits.ram_bytes);
   // When the context is full and a prompt is read, pins have yielded, all else
   // stays.
-  const uint64_t full = plan.ring_bytes + plan.kv_bytes_max;
+  EXPECT_EQ(plan.kv_reuse_bytes, limits.kv_reuse_bytes);
+  const uint64_t full =
+      plan.ring_bytes + plan.kv_bytes_max + plan.kv_reuse_bytes;
   EXPECT_LE(plan.runtime_bytes + plan.small_tensor_bytes +
                 plan.activation_bytes + plan.prefill_activation_bytes + full +
                 page_table_bytes(full, limits.page_bytes),
@@ -131,6 +133,7 @@ TEST(Plan, KeepsThePromiseForAnyModelAndNamesAMinimumThatWorks) {
     if (random() % 3 == 0) {
       limits.context = 1 + random() % costs.context_max;
     }
+    if (random() % 3 == 0) limits.kv_reuse_bytes = random() % (20 * kMB);
     if (random() % 3 == 0) limits.prefill_rows = 1 + random() % 600;
     const uint64_t tile = random() % 2 == 0 ? 0 : 1 + random() % (4 * kMB);
 

@@ -21,6 +21,7 @@ class TileStreamImpl final : public TileStream {
                  Arena& arena,
                  ReadQueue& queue,
                  TileStreamCore::Memory memory,
+                 std::vector<TileId> home_order,
                  const Options& options)
       : schedule_(schedule),
         arena_(arena),
@@ -30,6 +31,7 @@ class TileStreamImpl final : public TileStream {
         ring_(memory.ring),
         ring_bytes_(memory.ring_slots * memory.slot_bytes),
         homes_(memory.homes),
+        home_order_(std::move(home_order)),
         core_(schedule, files, std::move(memory)) {}
 
   ~TileStreamImpl() override {
@@ -166,7 +168,24 @@ class TileStreamImpl final : public TileStream {
       FLASH_RETURN_IF_ERROR(arena_.commit(homes_[tile], home_bytes(tile)));
       core_.pin(tile);
     }
+    prefer_huge_pages();
     return Status();
+  }
+
+  // Homes that lie side by side share pages: ask for whole stretches of them.
+  void prefer_huge_pages() REQUIRES(mutex_) {
+    std::byte* begin = nullptr;
+    uint64_t bytes = 0;
+    for (const TileId tile : home_order_) {
+      if (!core_.pinned(tile)) continue;
+      if (bytes > 0 && begin + bytes != homes_[tile]) {
+        arena_.prefer_huge_pages(begin, bytes);
+        bytes = 0;
+      }
+      if (bytes == 0) begin = homes_[tile];
+      bytes += home_bytes(tile);
+    }
+    if (bytes > 0) arena_.prefer_huge_pages(begin, bytes);
   }
 
   void cancel_reads() REQUIRES(mutex_) {
@@ -244,8 +263,9 @@ class TileStreamImpl final : public TileStream {
   const Options options_;
   std::byte* const ring_;
   const uint64_t ring_bytes_;
-  const std::vector<std::byte*> homes_;  // by TileId
-  ReadChannel channel_;                  // guarded by the queue
+  const std::vector<std::byte*> homes_;   // by TileId
+  const std::vector<TileId> home_order_;  // by address
+  ReadChannel channel_;                   // guarded by the queue
 
   mutable Mutex mutex_;
   TileStreamCore core_ GUARDED_BY(mutex_);
@@ -331,12 +351,18 @@ Result<std::unique_ptr<TileStream>> TileStream::create(
   }
   FLASH_ASSIGN_OR_RETURN(std::byte * home, arena.reserve(bytes));
   memory.homes.resize(schedule.tiles().size());
-  for (const TileId tile : pin_order(schedule)) {
+  std::vector<TileId> home_order = pin_order(schedule);
+  for (const TileId tile : home_order) {
     memory.homes[tile] = home;
     home += tile_memory_bytes(schedule.tiles()[tile], page);
   }
-  auto stream = std::make_unique<TileStreamImpl>(
-      schedule, files, arena, queue, std::move(memory), options);
+  auto stream = std::make_unique<TileStreamImpl>(schedule,
+                                                 files,
+                                                 arena,
+                                                 queue,
+                                                 std::move(memory),
+                                                 std::move(home_order),
+                                                 options);
   FLASH_RETURN_IF_ERROR(stream->start(plan.pinned));
   return std::unique_ptr<TileStream>(std::move(stream));
 }

@@ -112,6 +112,31 @@ class Pipe(ChatModel):
         self.assertEqual(done.returncode, 1)
         self.assertIn(b"/reset", done.stderr)
 
+    def test_what_was_computed_before_a_reset_is_not_computed_again(self):
+        text = "Once upon a time\n/reset\nOnce upon a time\n/stats\n"
+        plain = self.chat(text)
+        self.assertNotIn(b"tokens reused", plain.stderr)
+        for more in ([], ["--kv-ram", "1MB"], ["--kv-quant", "8"]):
+            done = self.chat(text, "--kv-reuse", "50MB", *more)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            reused = re.search(rb"tokens reused\s+(\d+)", done.stderr)
+            self.assertGreater(int(reused.group(1)), 8)
+            self.assertEqual(done.stdout, plain.stdout)
+
+    def test_a_conversation_goes_on_past_a_full_context(self):
+        text = "word " * 20 + "\nOnce\nThe dog\n"
+        more = ["--ctx", "400", "-n", "200", "--ignore-eos"]
+        full = self.chat(text, *more)
+        self.assertEqual(full.returncode, 1, full.stderr)
+        self.assertIn(b"the context is full", full.stderr)
+        done = self.chat(text, *more, "--kv-keep", "64")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn(b"the context is full", done.stderr)
+        self.assertEqual(done.stderr.count(b"200 tokens"), 3)
+        self.assertTrue(done.stdout.startswith(full.stdout.rstrip(b"\n")[:200]))
+        again = self.chat(text, *more, "--kv-keep", "64", "--threads", "1")
+        self.assertEqual(again.stdout, done.stdout)
+
     def test_a_model_without_a_template_continues_the_text(self):
         out = self.succeed("chat", "-m", self.model, "-n", "8", "-q",
                            "--temp", "0", stdin="Once upon a\n")

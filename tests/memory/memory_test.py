@@ -230,6 +230,28 @@ def check_answer(args, runs, checker):
                       "memory")
 
 
+def check_long_prompt(args, checker):
+    """What a prompt's rows borrowed is given back before tiles take its place:
+    the tokens after it stay in the budget."""
+    ids = [str(3 + i % 400) for i in range(args.long_prompt)]
+    command = [args.binary, "run", "--model", str(args.model), "--ram",
+               f"{args.ram // 1000000}MB", "--max-tokens", "3", "--temp", "0",
+               "--json", "--prompt-ids", ",".join(ids)]
+    try:
+        with cgroup.Group(args.ram) as group:
+            run = Run(group.wrap(command), args.timeout)
+    except cgroup.Unavailable:
+        run = Run(command, args.timeout)
+    print(f"a prompt of {len(ids)} tokens: exit {run.code} after "
+          f"{run.seconds:.1f} s")
+    if run.json is None:
+        checker.check(False, "runs in its budget: " + run.errors.strip()[-400:])
+        return
+    checker.check(run.json["prompt_tokens"] == len(ids), "the whole prompt")
+    for peak in (run.json["peak_rss_bytes"], run.peak_bytes):
+        checker.check(peak <= args.ram, f"a peak of {mb(peak)}")
+
+
 def test(args):
     checker = Checker()
     files = model_files(args.model)
@@ -242,6 +264,8 @@ def test(args):
             check_memory(args, run, checker)
         check_reads(args, files, runs, checker)
         check_answer(args, runs, checker)
+    if args.long_prompt:
+        check_long_prompt(args, checker)
     print(f"{checker.failures} failed" if checker.failures else "passed")
     return 1 if checker.failures else 0
 
@@ -278,6 +302,7 @@ def test_synthetic(args):
         args.ram = args.ram or 300 * 10**6
         args.tokens = args.tokens or [2, 5]
         args.prompt_ids = args.prompt_ids or "1,403,407,261"
+        args.long_prompt = args.long_prompt or 300
         return test(args)
 
 
@@ -292,6 +317,7 @@ def main():
     parser.add_argument("--plenty", type=int, default=4 * 10**9)
     parser.add_argument("--tokens", type=int, nargs=2)
     parser.add_argument("--prompt-ids")
+    parser.add_argument("--long-prompt", type=int, metavar="TOKENS")
     parser.add_argument("--timeout", type=float, default=240)
     args = parser.parse_args()
     if sys.platform != "linux":

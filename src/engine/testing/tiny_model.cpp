@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -43,12 +44,15 @@ class Writer {
     add(name, "F32", {n}, values.data(), n * 4);
   }
 
+  // With `stack` a tensor [stack, rows, cols].
   void matrix(const std::string& path,
               uint32_t rows,
               uint32_t cols,
-              const WeightFormat& format) {
+              const WeightFormat& format,
+              uint32_t stack = 0) {
     FLASH_CHECK(format_accepts(format, cols));
-    const size_t n = size_t{rows} * cols;
+    stack_ = stack;
+    const size_t n = size_t{rows} * cols * std::max(stack, 1u);
     const float range = 3.0f / static_cast<float>(cols);
     if (format.kind == WeightKind::kAffine) {
       affine(path, rows, cols, format);
@@ -72,7 +76,7 @@ class Writer {
     const char* dtype = format.kind == WeightKind::kF32    ? "F32"
                         : format.kind == WeightKind::kBF16 ? "BF16"
                                                            : "F16";
-    add(path + ".weight", dtype, {rows, cols}, bytes.data(), bytes.size());
+    add(path + ".weight", dtype, shape(rows, cols), bytes.data(), bytes.size());
   }
 
   void save(const std::string& path) const {
@@ -90,10 +94,11 @@ class Writer {
               uint32_t cols,
               const WeightFormat& format) {
     const uint32_t words = cols * format.bits / 32;
-    std::vector<uint32_t> packed(size_t{rows} * words);
+    const size_t all_rows = size_t{rows} * std::max(stack_, 1u);
+    std::vector<uint32_t> packed(all_rows * words);
     for (uint32_t& word : packed) word = static_cast<uint32_t>(random_.bits());
     const uint32_t groups = cols / format.group_size;
-    std::vector<float> scales(size_t{rows} * groups);
+    std::vector<float> scales(all_rows * groups);
     std::vector<float> biases(scales.size());
     for (size_t i = 0; i < scales.size(); ++i) {
       scales[i] = random_.between(0.5f, 1.5f) / static_cast<float>(cols);
@@ -101,19 +106,24 @@ class Writer {
     }
     add(path + ".weight",
         "U32",
-        {rows, words},
+        shape(rows, words),
         packed.data(),
         packed.size() * 4);
     add(path + ".scales",
         "F32",
-        {rows, groups},
+        shape(rows, groups),
         scales.data(),
         scales.size() * 4);
     add(path + ".biases",
         "F32",
-        {rows, groups},
+        shape(rows, groups),
         biases.data(),
         biases.size() * 4);
+  }
+
+  std::vector<uint32_t> shape(uint32_t rows, uint32_t cols) const {
+    if (stack_ == 0) return {rows, cols};
+    return {stack_, rows, cols};
   }
 
   void add(const std::string& name,
@@ -128,15 +138,16 @@ class Writer {
   }
 
   Random random_;
+  uint32_t stack_ = 0;  // of the matrix being written
   Json header_ = Json::object();
   std::string data_;
 };
 
 }  // namespace
 
-Status write_tiny_model(const TinyModel& model, const std::string& folder) {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
+namespace {
+
+Json config_of(const TinyModel& model) {
   Json config = {{"model_type", "llama"},
                  {"hidden_size", model.hidden_size},
                  {"num_hidden_layers", model.num_hidden_layers},
@@ -156,11 +167,52 @@ Status write_tiny_model(const TinyModel& model, const std::string& folder) {
                                                  : "sliding_attention");
     }
   }
+  if (model.num_experts != 0) {
+    config["model_type"] = "qwen3_moe";
+    config["num_experts"] = model.num_experts;
+    config["num_experts_per_tok"] = model.num_experts_per_tok;
+    config["moe_intermediate_size"] = model.moe_intermediate_size;
+    config["norm_topk_prob"] = true;
+    config["decoder_sparse_step"] = 1;
+    config["mlp_only_layers"] = Json::array();
+  }
   if (model.format.kind == WeightKind::kAffine) {
     config["quantization"] = {{"group_size", model.format.group_size},
                               {"bits", model.format.bits}};
   }
-  std::ofstream(folder + "/config.json") << config.dump(1);
+  return config;
+}
+
+// Widths that are not whole groups are kept dense.
+WeightFormat fitting(const TinyModel& model, uint32_t cols) {
+  return format_accepts(model.format, cols) ? model.format
+                                            : dense_format(DType::kF32);
+}
+
+void write_mlp(const TinyModel& model, const std::string& base, Writer& out) {
+  const bool experts = model.num_experts != 0;
+  const uint32_t hidden = model.hidden_size;
+  const uint32_t inner =
+      experts ? model.moe_intermediate_size : model.intermediate_size;
+  const std::string path = base + (experts ? "mlp.switch_mlp." : "mlp.");
+  if (experts) {
+    out.matrix(base + "mlp.gate",
+               model.num_experts,
+               hidden,
+               dense_format(DType::kF32));
+  }
+  const uint32_t stack = model.num_experts;
+  out.matrix(path + "gate_proj", inner, hidden, model.format, stack);
+  out.matrix(path + "up_proj", inner, hidden, model.format, stack);
+  out.matrix(path + "down_proj", hidden, inner, fitting(model, inner), stack);
+}
+
+}  // namespace
+
+Status write_tiny_model(const TinyModel& model, const std::string& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  std::ofstream(folder + "/config.json") << config_of(model).dump(1);
 
   Writer out(model.seed);
   const uint32_t q = model.num_attention_heads * model.head_dim;
@@ -171,19 +223,15 @@ Status write_tiny_model(const TinyModel& model, const std::string& folder) {
     const std::string base = fmt::format("model.layers.{}.", i);
     out.vector(base + "input_layernorm.weight", hidden);
     out.vector(base + "post_attention_layernorm.weight", hidden);
+    if (model.num_experts != 0) {
+      out.vector(base + "self_attn.q_norm.weight", model.head_dim);
+      out.vector(base + "self_attn.k_norm.weight", model.head_dim);
+    }
     out.matrix(base + "self_attn.q_proj", q, hidden, model.format);
     out.matrix(base + "self_attn.k_proj", kv, hidden, model.format);
     out.matrix(base + "self_attn.v_proj", kv, hidden, model.format);
-    // Widths of o_proj and down_proj may not be whole groups: kept dense.
-    const auto fitting = [&](uint32_t cols) {
-      return format_accepts(model.format, cols) ? model.format
-                                                : dense_format(DType::kF32);
-    };
-    out.matrix(base + "self_attn.o_proj", hidden, q, fitting(q));
-    const uint32_t inner = model.intermediate_size;
-    out.matrix(base + "mlp.gate_proj", inner, hidden, model.format);
-    out.matrix(base + "mlp.up_proj", inner, hidden, model.format);
-    out.matrix(base + "mlp.down_proj", hidden, inner, fitting(inner));
+    out.matrix(base + "self_attn.o_proj", hidden, q, fitting(model, q));
+    write_mlp(model, base, out);
   }
   out.vector("model.norm.weight", hidden);
   if (!model.tie_word_embeddings) {

@@ -2,7 +2,8 @@
 #pragma once
 
 // Writes a small llama model of random weights (fixed seed) in Hugging Face
-// layout, for tests of the engine. No tokenizer: tests use ids.
+// layout, or a qwen3_moe in MLX's, for tests of the engine. No tokenizer: tests
+// use ids.
 
 #include <cstdint>
 #include <string>
@@ -23,6 +24,9 @@ struct TinyModel {
   uint32_t max_position_embeddings = 1024;
   uint32_t sliding_window = 0;  // of every second layer; 0: none
   bool tie_word_embeddings = false;
+  uint32_t num_experts = 0;  // of each layer; 0: a llama
+  uint32_t num_experts_per_tok = 3;
+  uint32_t moe_intermediate_size = 64;
   // Of all matrices: f32, bf16, f16, or affine 4-bit groups of 64.
   WeightFormat format = dense_format(DType::kF32);
   uint64_t seed = 1;

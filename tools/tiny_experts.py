@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""Configurations of the tiny models with experts, and the layouts their
+weights come in. make_tiny_models.py makes cases of them."""
+
+from typing import Any
+
+import mlx.core as mx
+
+# The names a published checkpoint has for the projections of one expert.
+OWN_NAMES = {
+    "gate_proj": "gate_proj",
+    "up_proj": "up_proj",
+    "down_proj": "down_proj",
+}
+MIXTRAL_NAMES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+
+
+def base(vocab: int, **changes: Any) -> dict:
+    config = {
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
+        "intermediate_size": 72,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 2e-3,
+        "vocab_size": vocab,
+        "max_position_embeddings": 512,
+        "rope_theta": 7654.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config.update(changes)
+    return {k: v for k, v in config.items() if v is not None}
+
+
+def mixtral(vocab: int, **changes: Any) -> dict:
+    return base(
+        vocab,
+        **{
+            "model_type": "mixtral",
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            **changes,
+        },
+    )
+
+
+def qwen2_moe(vocab: int, **changes: Any) -> dict:
+    return base(
+        vocab,
+        **{
+            "model_type": "qwen2_moe",
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 88,
+            **changes,
+        },
+    )
+
+
+def qwen3_moe(vocab: int, **changes: Any) -> dict:
+    return base(
+        vocab,
+        **{
+            "model_type": "qwen3_moe",
+            "head_dim": 24,
+            "num_experts": 9,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 56,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            **changes,
+        },
+    )
+
+
+def olmoe(vocab: int, **changes: Any) -> dict:
+    return base(
+        vocab,
+        **{
+            "model_type": "olmoe",
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 3,
+            **changes,
+        },
+    )
+
+
+def gpt_oss(vocab: int, **changes: Any) -> dict:
+    return base(
+        vocab,
+        **{
+            "model_type": "gpt_oss",
+            "num_hidden_layers": 4,
+            "head_dim": 24,
+            "num_local_experts": 7,
+            "num_experts_per_tok": 3,
+            "sliding_window": 13,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 5.0,
+                "original_max_position_embeddings": 300,
+                "beta_fast": 20,
+                "beta_slow": 2,
+                "truncate": False,
+            },
+            **changes,
+        },
+    )
+
+
+def granitemoe(vocab: int, **changes: Any) -> dict:
+    return base(
+        vocab,
+        **{
+            "model_type": "granitemoe",
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "logits_scaling": 1.5,
+            "attention_multiplier": 0.22,
+            "embedding_multiplier": 1.7,
+            "residual_multiplier": 0.6,
+            "attention_bias": False,
+            **changes,
+        },
+    )
+
+
+def glm4_moe(vocab: int, **changes: Any) -> dict:
+    return base(
+        vocab,
+        **{
+            "model_type": "glm4_moe",
+            "head_dim": 32,
+            "partial_rotary_factor": 0.5,
+            "moe_intermediate_size": 40,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_shared_experts": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.4,
+            "first_k_dense_replace": 1,
+            "rope_scaling": {"type": "linear", "factor": 3.0},  # ignored
+            "use_qk_norm": False,
+            "attention_bias": True,
+            **changes,
+        },
+    )
+
+
+def deepseek(vocab: int, **changes: Any) -> dict:
+    return base(
+        vocab,
+        **{
+            "model_type": "deepseek",
+            "moe_intermediate_size": 40,
+            "n_routed_experts": 7,
+            "num_experts_per_tok": 3,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "rope_scaling": {"type": "linear", "factor": 2.0},
+            **changes,
+        },
+    )
+
+
+LATENT = {
+    "q_lora_rank": 72,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+    "num_key_value_heads": 6,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 5.0,
+        "original_max_position_embeddings": 300,
+        "beta_fast": 20,
+        "beta_slow": 2,
+        "mscale": 0.8,
+        "mscale_all_dim": 0.3,
+    },
+}
+
+
+def deepseek_v2(vocab: int, **changes: Any) -> dict:
+    own = {"model_type": "deepseek_v2", "topk_method": "greedy", "routed_scaling_factor": 1.3}
+    return deepseek(vocab, **{**LATENT, **own, **changes})
+
+
+def deepseek_v3(vocab: int, **changes: Any) -> dict:
+    own = {
+        "model_type": "deepseek_v3",
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.4,
+    }
+    return deepseek(vocab, **{**LATENT, **own, **changes})
+
+
+def unstacked(weights: dict, names: dict) -> dict:
+    """A tensor for each expert, as Hugging Face has them."""
+    out = {}
+    for name, value in weights.items():
+        if ".switch_mlp." not in name:
+            out[name] = value
+            continue
+        block, rest = name.split(".switch_mlp.")
+        projection, part = rest.split(".")
+        for e in range(value.shape[0]):
+            own = f"{block}.experts.{e}.{names[projection]}.{part}"
+            out[own] = mx.contiguous(value[e])
+    return out
+
+
+def with_kv_b(weights: dict) -> dict:
+    """Latent attention as published: rows of keys and values by head."""
+    out = dict(weights)
+    for name in weights:
+        if not name.endswith("embed_q.weight"):
+            continue
+        base = name[: -len("embed_q.weight")]
+        keys = out.pop(name).swapaxes(-1, -2)
+        values = out.pop(base + "unembed_out.weight")
+        both = mx.concatenate([keys, values], axis=1)
+        out[base + "kv_b_proj.weight"] = mx.contiguous(both.flatten(0, 1))
+    return out
