@@ -10,19 +10,27 @@
 namespace mlx_flash::python {
 namespace {
 
-// A signal handler can only reach globals. All lock-free.
-std::array<std::atomic<Store*>, kWatchedMax> watched;
-std::atomic<void (*)(int)> next_handler{nullptr};
-std::atomic<void (*)(int, siginfo_t*, void*)> next_action{nullptr};
-std::mutex install_mutex;
+// What a signal handler can reach. Constant-initialised, so that reaching it
+// takes no lock.
+struct Watched {
+  std::array<std::atomic<Store*>, kWatchedMax> stores = {};
+  std::atomic<void (*)(int)> next_handler = nullptr;
+  std::atomic<void (*)(int, siginfo_t*, void*)> next_action = nullptr;
+  std::mutex install;  // not for the handler
+};
+
+Watched& watched() {
+  static constinit Watched state;
+  return state;
+}
 
 void on_interrupt(int signal, siginfo_t* info, void* context) {
-  for (std::atomic<Store*>& slot : watched) {
+  for (std::atomic<Store*>& slot : watched().stores) {
     if (Store* store = slot.load()) store->interrupt();
   }
-  if (auto* action = next_action.load()) {
+  if (auto* action = watched().next_action.load()) {
     action(signal, info, context);
-  } else if (auto* handler = next_handler.load()) {
+  } else if (auto* handler = watched().next_handler.load()) {
     handler(signal);
   }
 }
@@ -35,15 +43,15 @@ void ensure_handler() {
   if ((now.sa_flags & SA_SIGINFO) != 0 && now.sa_sigaction == on_interrupt) {
     return;
   }
-  const std::lock_guard lock(install_mutex);
+  const std::lock_guard lock(watched().install);
   // Whoever ignores SIGINT, or wants to die of it, shall have it so.
   if ((now.sa_flags & SA_SIGINFO) == 0 &&
       (now.sa_handler == SIG_IGN || now.sa_handler == SIG_DFL)) {
     return;
   }
   const bool action = (now.sa_flags & SA_SIGINFO) != 0;
-  next_action = action ? now.sa_sigaction : nullptr;
-  next_handler = action ? nullptr : now.sa_handler;
+  watched().next_action = action ? now.sa_sigaction : nullptr;
+  watched().next_handler = action ? nullptr : now.sa_handler;
   struct sigaction ours = now;
   ours.sa_flags |= SA_SIGINFO;
   ours.sa_sigaction = on_interrupt;
@@ -51,7 +59,7 @@ void ensure_handler() {
 }
 
 void watch_interrupts(Store& store) {
-  for (std::atomic<Store*>& slot : watched) {
+  for (std::atomic<Store*>& slot : watched().stores) {
     Store* none = nullptr;
     if (slot.compare_exchange_strong(none, &store)) break;
   }
@@ -59,7 +67,7 @@ void watch_interrupts(Store& store) {
 }
 
 void unwatch_interrupts(Store& store) {
-  for (std::atomic<Store*>& slot : watched) {
+  for (std::atomic<Store*>& slot : watched().stores) {
     Store* it = &store;
     slot.compare_exchange_strong(it, nullptr);
   }

@@ -2,6 +2,8 @@
 """Every field is checked by name, and nothing is dropped in silence."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -67,3 +69,14 @@ def test_disabled_gives_mlx_lms_own_model(tmp_path):
     # utils.load needs a tokenizer; the model alone is what is asked here.
     with pytest.raises(Exception):
         FlashManager(FlashConfig(enabled=False)).load(tmp_path / "nothing")
+
+
+def test_another_mlx_is_refused_with_what_to_install():
+    script = (
+        "import importlib.metadata as m\n"
+        "m.version = lambda name: '0.30.0'\n"
+        "import mlx_flash\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "mlx_flash needs mlx==0.32.4, found 0.30.0: pip install mlx==0.32.4" in done.stderr

@@ -548,7 +548,7 @@ def build(
     model = module.Model(module.ModelArgs.from_dict(config))
 
     size = parameters_bytes(model)  # of arrays that have not been evaluated
-    if size > TINY_BYTES:
+    if change is None and size > TINY_BYTES:
         raise ValueError(f"{size / 1e6:.0f} MB: a size has a large default")
 
     def vary(value: mx.array) -> mx.array:
