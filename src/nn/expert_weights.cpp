@@ -52,6 +52,7 @@ Status WeightStore::add_projection(const ExpertSource& source,
   matrix.rows = from.rows;
   matrix.cols = from.cols;
   matrix.part_count = 1u + (row.scales != 0) + (row.biases != 0);
+  matrix.parts.reserve(from.experts.size());
   for (const ExpertMatrices::Parts& parts : from.experts) {
     matrix.parts.push_back(
         {MatrixPart{parts.weight.file, parts.weight.offset, row.weight},
@@ -61,6 +62,7 @@ Status WeightStore::add_projection(const ExpertSource& source,
         parts.weight.bytes + parts.scales.bytes + parts.biases.bytes;
   }
   matrix.bias_dtype = from.bias_dtype;
+  matrix.bias.reserve(from.bias.size());
   for (const FileRange& bias : from.bias) {
     matrix.bias.push_back(
         {bias.file, bias.offset, dtype_bytes(from.bias_dtype)});

@@ -33,6 +33,7 @@ class DirectExpertStream : public ExpertStream {
     std::vector<uint32_t> order(experts.begin(), experts.end());
     if (options_.backwards) std::reverse(order.begin(), order.end());
     std::vector<std::vector<Waiting>> all;
+    all.reserve(order.size());
     for (const uint32_t expert : order) all.push_back(pieces_of(expert));
     for (size_t i = 0; !all.empty() && options_.alternate; ++i) {
       bool any = false;
