@@ -125,7 +125,7 @@ Status KvPrefixes::keep(const KvCache& cache, std::span<const int32_t> tokens) {
     if (at == nullptr) break;
     for (const KvVersion& v : versions[i]) wanted.push_back({at, v});
   }
-  const Status status = copy(cache, std::move(wanted));
+  Status status = copy(cache, std::move(wanted));
   if (!status.ok()) {
     for (size_t i = fresh.size(); i > 0; --i) remove(*fresh[i - 1]);
     return status;
