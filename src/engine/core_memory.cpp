@@ -46,16 +46,20 @@ Status Core::no_room() const {
 // Takes memory from the weights until the arena has `bytes` free, and then up
 // to `ahead` more for the next time: each move re-plans all tiles.
 Status Core::make_room(uint64_t bytes, uint64_t ahead) {
-  const uint64_t promised = weights_->promised_bytes();
-  const uint64_t unused = arena_->free_bytes();
-  const uint64_t free = unused - std::min(unused, promised);
-  if (free >= bytes) return Status();
-  const uint64_t missing = bytes - free;
-  const uint64_t lendable =
-      weights_->bytes() - std::min(weights_->bytes(), weights_->bytes_min());
-  if (missing > lendable) return no_room();
-  return weights_->move(weights_->bytes() -
-                        std::min(lendable, missing + ahead));
+  // Pins may take less than their share: giving up some of it need not give up
+  // a tile.
+  for (;;) {
+    const uint64_t promised = weights_->promised_bytes();
+    const uint64_t unused = arena_->free_bytes();
+    const uint64_t free = unused - std::min(unused, promised);
+    if (free >= bytes) return Status();
+    const uint64_t missing = bytes - free;
+    const uint64_t lendable =
+        weights_->bytes() - std::min(weights_->bytes(), weights_->bytes_min());
+    if (missing > lendable) return no_room();
+    FLASH_RETURN_IF_ERROR(weights_->move(weights_->bytes() -
+                                         std::min(lendable, missing + ahead)));
+  }
 }
 
 Status Core::ensure_kv(std::span<const BatchRow> batch) {

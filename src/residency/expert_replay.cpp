@@ -20,6 +20,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -73,7 +74,8 @@ void print_hit_rates(const RouterTrace& trace, uint32_t warm) {
       small ? std::vector<double>{0.10, 0.15, 0.20, 0.25, 0.35, 0.50}
             : std::vector<double>{0.0625, 0.086, 0.135, 0.25, 0.45, 0.70};
   for (const double share : shares) {
-    const auto slabs = static_cast<uint32_t>(share * trace.slabs() + 0.5);
+    const auto slabs =
+        static_cast<uint32_t>(std::lround(share * trace.slabs()));
     fmt::print(
         "| {} | {} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.3f} | {:.3f} |\n",
         share,
@@ -317,11 +319,7 @@ int smoke() {
   return 0;
 }
 
-}  // namespace
-}  // namespace mlx_flash
-
-int main(int argc, char** argv) {
-  using namespace mlx_flash;
+int run(int argc, char** argv) {
   if (argc == 2 && std::strcmp(argv[1], "--smoke") == 0) return smoke();
   const Settings s = parse(argc, argv);
   const RouterTrace trace =
@@ -332,4 +330,11 @@ int main(int argc, char** argv) {
     measure(s, trace);
   }
   return 0;
+}
+
+}  // namespace
+}  // namespace mlx_flash
+
+int main(int argc, char** argv) {
+  return mlx_flash::run(argc, argv);
 }

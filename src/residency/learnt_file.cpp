@@ -77,7 +77,7 @@ Status write_learnt(const std::string& path,
     return cannot_write(beside, "cannot write it");
   }
   if (std::rename(beside.c_str(), path.c_str()) != 0) {
-    const Status failed = cannot_write(path, "cannot replace it");
+    Status failed = cannot_write(path, "cannot replace it");
     ::unlink(beside.c_str());
     return failed;
   }

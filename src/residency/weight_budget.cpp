@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "residency/weight_budget.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace mlx_flash {
@@ -25,7 +26,9 @@ WeightBudget::WeightBudget(const Plan& plan,
 }
 
 uint64_t WeightBudget::promised_bytes() const {
-  return experts_ == nullptr ? 0 : expert_bytes_ - experts_->resident_bytes();
+  if (experts_ == nullptr) return 0;
+  // Reads under way may hold more than a share that has just shrunk.
+  return expert_bytes_ - std::min(expert_bytes_, experts_->resident_bytes());
 }
 
 Status WeightBudget::move(uint64_t bytes) {
