@@ -146,7 +146,8 @@ def test_the_command_refuses_bad_input(folder, arguments, says):
 def test_ctrl_c_ends_a_forward_at_once_and_python_goes_on_meanwhile(tmp_path, kernels):
     change = {"hidden_size": 512, "head_dim": 128, "intermediate_size": 2048}
     tiny_models.write("llama", tmp_path, config=change | {"num_hidden_layers": 24})
-    ids = mx.array([[i % tiny_models.VOCAB for i in range(200)]])
+    # What cannot be stopped is one of MLX's own operations: few tokens keep each short.
+    ids = mx.array([[i % tiny_models.VOCAB for i in range(64)]])
     with FlashManager(FlashConfig(kernels=kernels)) as manager:
         model, _ = manager.load(tmp_path)
         ticks, done = [], threading.Event()
