@@ -11,7 +11,9 @@
 //
 // and the sums of q0 q1 and w0 w1 over a group belong to a row of x or of W
 // alone. All is exact modulo 2^32, and the result fits in 32 bits, so the bits
-// are those of the plain sum.
+// are those of the plain sum. A quarter of the products stays plain
+// (taken_in_pairs): then neither additions nor multiplications wait for the
+// others.
 
 #include <algorithm>
 #include <cstring>
@@ -41,6 +43,9 @@ void fixed_gemm(const WeightRows&,
                 float*,
                 size_t,
                 FixedScratch*) {
+  FLASH_KERNEL_STUB_CALLED();
+}
+bool can_pair() {
   FLASH_KERNEL_STUB_CALLED();
 }
 
@@ -119,33 +124,102 @@ HWY_INLINE void sum_group(const int16_t* codes,
   }
 }
 
-// The same by pairs of products: what `sum` began with matters.
+// Four codes of each row of the panel, in pairs, times four values of each row
+// of x, `offset` bytes behind `values`. kPair: by pairs of products.
+template <size_t kT, bool kPair>
+HWY_INLINE void add_four(const VS (&w0)[kVectors],
+                         const VS (&w1)[kVectors],
+                         const RowPointers<kT>& values,
+                         size_t offset,
+                         VI (&sum)[kT][kVectors]) {
+  unroll<kT>([&](auto i) FLASH_INLINE_LAMBDA {
+    const VS q0 = broadcast_pair(values.row(i, offset));
+    const VS q1 = broadcast_pair(values.row(i, offset + 4));
+    unroll<kVectors>([&](auto v) FLASH_INLINE_LAMBDA {
+      VI none = hn::Zero(DI());
+      VI& to = sum[i][v];
+      if constexpr (kPair) {
+        to = dot_pairs(DI(), hn::Add(q0, w1[v]), hn::Add(q1, w0[v]), to, none);
+      } else {
+        to = dot_pairs(DI(), w0[v], q0, to, none);
+        to = dot_pairs(DI(), w1[v], q1, to, none);
+      }
+    });
+  });
+}
+
+// The same as sum_group by pairs of products: what `sum` began with matters.
 template <size_t kT>
 HWY_INLINE void sum_group_paired(const int16_t* codes,
                                  size_t group,
                                  RowPointers<kT> values,
                                  VI (&sum)[kT][kVectors]) {
   const hn::Repartition<int16_t, DI> d16;
-  for (size_t k = 0; k < group; k += 4) {
-    VS w0[kVectors];
-    VS w1[kVectors];
-    for (size_t v = 0; v < kVectors; ++v) {
-      const int16_t* w = codes + k * kPanelRows + v * 2 * kN;
-      w0[v] = hn::Load(d16, w);
-      w1[v] = hn::Load(d16, w + 2 * kPanelRows);
-    }
-    unroll<kT>([&](auto i) FLASH_INLINE_LAMBDA {
-      const VS q0 = broadcast_pair(values.row(i));
-      const VS q1 = broadcast_pair(values.row(i, 4));
-      unroll<kVectors>([&](auto v) FLASH_INLINE_LAMBDA {
-        VI none = hn::Zero(DI());
-        sum[i][v] = dot_pairs(
-            DI(), hn::Add(q0, w1[v]), hn::Add(q1, w0[v]), sum[i][v], none);
-      });
+  for (size_t k = 0; k < group; k += kPairCycle) {
+    unroll<kPairCycle / 4>([&](auto u) FLASH_INLINE_LAMBDA {
+      VS w0[kVectors];
+      VS w1[kVectors];
+      for (size_t v = 0; v < kVectors; ++v) {
+        const int16_t* w = codes + (k + 4 * u) * kPanelRows + v * 2 * kN;
+        w0[v] = hn::Load(d16, w);
+        w1[v] = hn::Load(d16, w + 2 * kPanelRows);
+      }
+      add_four<kT, taken_in_pairs(4 * u)>(w0, w1, values, 8 * u, sum);
     });
-    values.advance(8);
+    values.advance(2 * kPairCycle);
   }
 }
+
+// The same from units that turn_units left. Takes the sums of w0 w1, too.
+template <size_t kT>
+HWY_INLINE void sum_group_nibbles(const int16_t* units,
+                                  size_t group,
+                                  RowPointers<kT> values,
+                                  VI (&sum)[kT][kVectors]) {
+  const hn::Repartition<uint16_t, DI> d16;
+  VI pairs[kVectors];
+  for (VI& p : pairs) p = hn::Zero(DI());
+  for (size_t k = 0; k < group; k += 32) {
+    unroll<4>([&](auto c) FLASH_INLINE_LAMBDA {
+      constexpr bool kPair = taken_in_pairs(4 * c);
+      const int16_t* at = units + (k / 8 + c) * 2 * kPanelRows;
+      VS low[2][kVectors];
+      VS high[2][kVectors];
+      for (size_t v = 0; v < kVectors; ++v) {
+        split_nibbles(
+            hn::Load(d16, reinterpret_cast<const uint16_t*>(at) + v * 2 * kN),
+            [&](VS w0, VS w1) FLASH_INLINE_LAMBDA {
+              low[0][v] = w0;
+              low[1][v] = w1;
+            },
+            [&](VS w0, VS w1) FLASH_INLINE_LAMBDA {
+              high[0][v] = w0;
+              high[1][v] = w1;
+            });
+        if constexpr (kPair) {
+          VI none = hn::Zero(DI());
+          pairs[v] = dot_pairs(DI(), low[0][v], low[1][v], pairs[v], none);
+          pairs[v] = dot_pairs(DI(), high[0][v], high[1][v], pairs[v], none);
+        }
+      }
+      add_four<kT, kPair>(low[0], low[1], values, 8 * c, sum);
+      add_four<kT, kPair>(high[0], high[1], values, 32 + 8 * c, sum);
+    });
+    values.advance(64);
+  }
+  unroll<kT>([&](auto i) FLASH_INLINE_LAMBDA {
+    unroll<kVectors>([&](auto v) FLASH_INLINE_LAMBDA {
+      sum[i][v] = hn::Sub(sum[i][v], pairs[v]);
+    });
+  });
+}
+
+// How a group's products are summed.
+enum class Products {
+  kPlain,
+  kPaired,
+  kPairedNibbles,  // the panel holds turned units rather than codes
+};
 
 // Where a group of the panel begins.
 struct PanelGroup {
@@ -160,13 +234,13 @@ HWY_INLINE VI broadcast_i32(const uint8_t* p) {
 }
 
 // The integer sums of one group for kT rows of x; `numbers`: its scale in each.
-template <size_t kT, int kZero, bool kPaired>
+template <size_t kT, int kZero, Products kProducts>
 HWY_INLINE void group_totals(const PanelGroup& panel,
                              size_t group,
                              const RowPointers<kT>& values,
                              const RowPointers<kT>& numbers,
                              VI (&total)[kT][kVectors]) {
-  if constexpr (kPaired) {
+  if constexpr (kProducts == Products::kPaired) {
     unroll<kT>([&](auto i) FLASH_INLINE_LAMBDA {
       const VI start = broadcast_i32(numbers.row(i, FixedLayout::kPairStartAt));
       unroll<kVectors>([&](auto v) FLASH_INLINE_LAMBDA {
@@ -174,6 +248,12 @@ HWY_INLINE void group_totals(const PanelGroup& panel,
       });
     });
     sum_group_paired<kT>(panel.codes, group, values, total);
+  } else if constexpr (kProducts == Products::kPairedNibbles) {
+    unroll<kT>([&](auto i) FLASH_INLINE_LAMBDA {
+      const VI start = broadcast_i32(numbers.row(i, FixedLayout::kPairStartAt));
+      for (VI& to : total[i]) to = start;
+    });
+    sum_group_nibbles<kT>(panel.codes, group, values, total);
   } else {
     VI high[kT][kVectors];
     unroll<kT>([&](auto i) FLASH_INLINE_LAMBDA {
@@ -197,14 +277,14 @@ HWY_INLINE void group_totals(const PanelGroup& panel,
 
 // One group of the panel for kT rows of x: adds to `acc` ([token][group %
 // 8][row], at the group's place for the first token).
-template <size_t kT, bool kOffset, int kZero, bool kPaired>
+template <size_t kT, bool kOffset, int kZero, Products kProducts>
 HWY_INLINE void multiply_group(const PanelGroup& panel,
                                size_t group,
                                const RowPointers<kT>& values,
                                const RowPointers<kT>& numbers,
                                float* acc) {
   VI total[kT][kVectors];
-  group_totals<kT, kZero, kPaired>(panel, group, values, numbers, total);
+  group_totals<kT, kZero, kProducts>(panel, group, values, numbers, total);
   VF scale[kVectors];
   VF offset[kVectors];
   for (size_t v = 0; v < kVectors; ++v) {
@@ -237,7 +317,7 @@ struct PanelGroups {
 };
 
 // All groups whose codes the panel holds, for kT rows of x from row t on.
-template <size_t kT, bool kOffset, int kZero, bool kPaired>
+template <size_t kT, bool kOffset, int kZero, Products kProducts>
 void multiply_tile(const FixedScratch& panel,
                    const PanelGroups& groups,
                    const FixedRows& x,
@@ -246,10 +326,12 @@ void multiply_tile(const FixedScratch& panel,
   const size_t group = x.layout.group_size();
   const size_t stride = x.layout.row_bytes();
   const std::byte* row = x.rows + t * stride;
+  // Four bytes of a turned unit stand for eight codes, not for two.
+  constexpr size_t kPacked = kProducts == Products::kPairedNibbles ? 4 : 1;
   for (size_t g = groups.group; g < groups.group_end; ++g) {
     const size_t i = g - groups.group;
     const size_t scale = (g - groups.first_scale) * kPanelRows;
-    const PanelGroup at = {panel.codes + i * group * kPanelRows,
+    const PanelGroup at = {panel.codes + i * group * kPanelRows / kPacked,
                            panel.scales + scale,
                            panel.offsets + scale,
                            panel.pairs + i * kPanelRows};
@@ -257,7 +339,7 @@ void multiply_tile(const FixedScratch& panel,
     const RowPointers<kT> numbers(row + x.layout.number_at(g), stride);
     const size_t chain =
         x.chains == kChunkGroups ? g % kChunkGroups : g % x.chains;
-    multiply_group<kT, kOffset, kZero, kPaired>(
+    multiply_group<kT, kOffset, kZero, kProducts>(
         at, group, values, numbers, acc + chain * kPanelRows);
   }
 }
@@ -281,35 +363,36 @@ void finish(const float* acc, size_t rows, float* y) {
 using TileFn = void (*)(
     const FixedScratch&, const PanelGroups&, const FixedRows&, size_t, float*);
 
-template <bool kPaired>
-constexpr size_t kTokens = kPaired ? kPairedTokens : kTileTokens;
+template <Products kProducts>
+constexpr size_t kTokens =
+    kProducts == Products::kPlain ? kTileTokens : kPairedTokens;
 
-template <size_t kT, bool kOffset, int kZero, bool kPaired>
+template <size_t kT, bool kOffset, int kZero, Products kProducts>
 constexpr TileFn tile_or_null() {
-  if constexpr (kT > kTokens<kPaired>) {
+  if constexpr (kT > kTokens<kProducts>) {
     return nullptr;
   } else {
-    return &multiply_tile<kT, kOffset, kZero, kPaired>;
+    return &multiply_tile<kT, kOffset, kZero, kProducts>;
   }
 }
 
 // By rows of x in the tile, less one.
-template <bool kOffset, int kZero, bool kPaired>
-constexpr TileFn kTiles[12] = {tile_or_null<1, kOffset, kZero, kPaired>(),
-                               tile_or_null<2, kOffset, kZero, kPaired>(),
-                               tile_or_null<3, kOffset, kZero, kPaired>(),
-                               tile_or_null<4, kOffset, kZero, kPaired>(),
-                               tile_or_null<5, kOffset, kZero, kPaired>(),
-                               tile_or_null<6, kOffset, kZero, kPaired>(),
-                               tile_or_null<7, kOffset, kZero, kPaired>(),
-                               tile_or_null<8, kOffset, kZero, kPaired>(),
-                               tile_or_null<9, kOffset, kZero, kPaired>(),
-                               tile_or_null<10, kOffset, kZero, kPaired>(),
-                               tile_or_null<11, kOffset, kZero, kPaired>(),
-                               tile_or_null<12, kOffset, kZero, kPaired>()};
+template <bool kOffset, int kZero, Products kProducts>
+constexpr TileFn kTiles[12] = {tile_or_null<1, kOffset, kZero, kProducts>(),
+                               tile_or_null<2, kOffset, kZero, kProducts>(),
+                               tile_or_null<3, kOffset, kZero, kProducts>(),
+                               tile_or_null<4, kOffset, kZero, kProducts>(),
+                               tile_or_null<5, kOffset, kZero, kProducts>(),
+                               tile_or_null<6, kOffset, kZero, kProducts>(),
+                               tile_or_null<7, kOffset, kZero, kProducts>(),
+                               tile_or_null<8, kOffset, kZero, kProducts>(),
+                               tile_or_null<9, kOffset, kZero, kProducts>(),
+                               tile_or_null<10, kOffset, kZero, kProducts>(),
+                               tile_or_null<11, kOffset, kZero, kProducts>(),
+                               tile_or_null<12, kOffset, kZero, kProducts>()};
 
 // Rows [r, r + kPanelRows) or up to row_end for x's rows [t0, t0 + tokens).
-template <class Codes, bool kPaired>
+template <class Codes, Products kProducts>
 void multiply_block(const WeightRows& w,
                     size_t r,
                     size_t row_end,
@@ -329,13 +412,15 @@ void multiply_block(const WeightRows& w,
   const RowBytes bytes = row_bytes(w.format, w.cols);
   std::fill_n(scratch->acc, tokens * kTokenFloats, 0.0f);
   // Tiles of equal size rather than a small one at the end.
-  constexpr size_t kMost = kTokens<kPaired>;
+  constexpr size_t kMost = kTokens<kProducts>;
+  // What the zero adds is in the numbers that paired sums start with.
+  constexpr int kZero = kProducts == Products::kPlain ? Codes::kZero : 0;
   const size_t tiles = (tokens + kMost - 1) / kMost;
   const auto multiply = [&](const PanelGroups& at) HWY_ATTR {
     for (size_t i = 0; i < tiles; ++i) {
       const size_t t = tokens * i / tiles;
       const size_t n = tokens * (i + 1) / tiles - t;
-      kTiles<Codes::kOffset, Codes::kZero, kPaired>[n - 1](
+      kTiles<Codes::kOffset, kZero, kProducts>[n - 1](
           *scratch, at, x, t0 + t, scratch->acc + t * kTokenFloats);
     }
   };
@@ -345,7 +430,8 @@ void multiply_block(const WeightRows& w,
     fill_scales<Codes>(w, place, scratch);
     for (size_t i = g; i < std::min(groups, g_end); i += code_step) {
       const size_t i_end = std::min({groups, g_end, i + code_step});
-      fill_codes<Codes>(w, place, i, i_end, scratch);
+      fill_codes<Codes, kProducts == Products::kPairedNibbles>(
+          w, place, i, i_end, scratch);
       multiply({i, i_end, g});
     }
   }
@@ -355,7 +441,7 @@ void multiply_block(const WeightRows& w,
   }
 }
 
-template <class Codes, bool kPaired>
+template <class Codes, Products kProducts>
 void multiply_all(const WeightRows& w,
                   size_t row_begin,
                   size_t row_end,
@@ -366,7 +452,7 @@ void multiply_all(const WeightRows& w,
   for (size_t t = 0; t < x.tokens; t += kPanelTokens) {
     const size_t tokens = std::min(kPanelTokens, x.tokens - t);
     for (size_t r = row_begin; r < row_end; r += kPanelRows) {
-      multiply_block<Codes, kPaired>(
+      multiply_block<Codes, kProducts>(
           w, r, row_end, x, t, tokens, y, y_stride, scratch);
     }
   }
@@ -381,14 +467,24 @@ void fixed_gemm(const WeightRows& w,
                 FixedScratch* scratch) {
   visit_codes(w.format, [&](auto type) HWY_ATTR {
     using Codes = typename decltype(type)::type;
-    if (kCanPair && x.paired) {
-      multiply_all<Codes, kCanPair>(
-          w, row_begin, row_end, x, y, y_stride, scratch);
-    } else {
-      multiply_all<Codes, false>(
-          w, row_begin, row_end, x, y, y_stride, scratch);
+    const auto multiply = [&](auto all) HWY_ATTR {
+      all(w, row_begin, row_end, x, y, y_stride, scratch);
+    };
+    if constexpr (kCanPair && keeps_nibbles<Codes>()) {
+      // One tile: each unit is taken apart once, and nothing is written.
+      if (x.paired && x.tokens <= kPairedTokens) {
+        return multiply(&multiply_all<Codes, Products::kPairedNibbles>);
+      }
     }
+    if constexpr (kCanPair) {
+      if (x.paired) return multiply(&multiply_all<Codes, Products::kPaired>);
+    }
+    multiply(&multiply_all<Codes, Products::kPlain>);
   });
+}
+
+bool can_pair() {
+  return kCanPair;
 }
 
 #endif  // FLASH_KERNEL_STUB
@@ -401,6 +497,7 @@ HWY_AFTER_NAMESPACE();
 namespace mlx_flash::kernels {
 
 HWY_EXPORT(fixed_gemm);
+HWY_EXPORT(can_pair);
 
 size_t fixed_gemm_scratch_bytes() {
   return sizeof(FixedScratch);
@@ -429,6 +526,10 @@ void call_fixed_gemm(const WeightRows& w,
 
 FixedGemmFn fixed_gemm_fn() {
   return &call_fixed_gemm;
+}
+
+bool fixed_gemm_pairs() {
+  return HWY_DYNAMIC_DISPATCH(can_pair)() && paired_products_pay();
 }
 
 }  // namespace mlx_flash::kernels

@@ -55,8 +55,13 @@ HWY_INLINE int32_t round_group(
   return hn::GetLane(hn::SumOfLanes(DI(), sum));
 }
 
-// The sum of q[4i] q[4i + 2] + q[4i + 1] q[4i + 3] modulo 2^32.
+// The sum of q[4i] q[4i + 2] + q[4i + 1] q[4i + 3] modulo 2^32, of those that
+// are taken in pairs.
 HWY_INLINE uint32_t sum_of_pairs(const int16_t* q, size_t n) {
+  // Each product once: of four lanes the first two.
+  alignas(32) static constexpr int16_t kFirst[kPairCycle] = {
+      -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, 0, 0, 0, 0};
+  static_assert(taken_in_pairs(11) && !taken_in_pairs(12));
   const hn::CappedTag<int16_t, 16> d16;
   const hn::RepartitionToWide<decltype(d16)> d32;
   auto sum = hn::Zero(d32);
@@ -65,9 +70,7 @@ HWY_INLINE uint32_t sum_of_pairs(const int16_t* q, size_t n) {
     const auto both = hn::LoadU(d16, q + k);
     const auto swapped =
         hn::BitCast(d16, hn::Shuffle2301(hn::BitCast(d32, both)));
-    // Each product once: even lanes of 32 bits keep theirs.
-    const auto first =
-        hn::BitCast(d16, hn::OddEven(hn::Zero(d32), hn::BitCast(d32, both)));
+    const auto first = hn::And(both, hn::Load(d16, kFirst + k % kPairCycle));
     sum = hn::ReorderWidenMulAccumulate(d32, first, swapped, sum, high);
   }
   const auto total = hn::RearrangeToOddPlusEven(sum, high);

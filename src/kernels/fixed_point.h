@@ -35,6 +35,14 @@ inline constexpr float kFixedRangeHigh = 0x1p64f;
 // a multiple of it.
 inline constexpr size_t kChunkGroups = 8;
 
+// Which products of a group, by the places of its values, are taken in pairs
+// (fixed_gemm.cpp): of each sixteen the first twelve. Pairs make additions of
+// multiplications; with all of them additions would be the bottleneck.
+inline constexpr size_t kPairCycle = 16;
+constexpr bool taken_in_pairs(size_t k) {
+  return k % kPairCycle < 12;
+}
+
 // Whether the format's weights are integers times a scale.
 bool integer_coded(const WeightFormat& format);
 
@@ -75,7 +83,8 @@ class FixedLayout {
     return part<int32_t>(rows, t, number_at(g) + kZeroSumAt);
   }
   // What a sum of paired products starts with (fixed_gemm.cpp), modulo 2^32:
-  // -zero * S - the sum of q[4i] q[4i + 2] + q[4i + 1] q[4i + 3] as they lie.
+  // -zero * S - the sum of q[4i] q[4i + 2] + q[4i + 1] q[4i + 3], as they lie,
+  // of those taken in pairs.
   const int32_t* pair_start(const std::byte* rows, size_t t, size_t g) const {
     return part<int32_t>(rows, t, number_at(g) + kPairStartAt);
   }

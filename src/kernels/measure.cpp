@@ -107,23 +107,38 @@ double median_seconds(double seconds, const Fn& fn) {
   return runs[runs.size() / 2];
 }
 
-double read_bytes_per_s(ThreadPool& pool, const MeasureOptions& options) {
-  const size_t words = options.weight_bytes / 8;
-  const std::vector<uint64_t, HugePages<uint64_t>> memory(words, 3);
-  std::vector<Line> sums(static_cast<size_t>(pool.threads()));
-  constexpr size_t kBlock = 512;
-  const double seconds = median_seconds(options.seconds, [&](size_t) {
-    pool.parallel_for(
-        words / kBlock, 64, [&](size_t begin, size_t end, int thread) {
-          uint64_t s[8] = {};
-          for (size_t i = begin * kBlock; i < end * kBlock; i += 8) {
-            for (size_t j = 0; j < 8; ++j) s[j] += memory[i + j];
-          }
-          std::memcpy(sums[static_cast<size_t>(thread)].bytes, s, sizeof(s));
-        });
-  });
-  return static_cast<double>(words * 8) / seconds;
-}
+// Plain reading of memory that no cache holds.
+class MemoryReading {
+ public:
+  MemoryReading(ThreadPool& pool, const MeasureOptions& options)
+      : pool_(pool),
+        seconds_(options.seconds),
+        memory_(options.weight_bytes / 8, 3),
+        sums_(static_cast<size_t>(pool.threads())) {}
+
+  double bytes_per_s() {
+    constexpr size_t kBlock = 512;
+    const double seconds = median_seconds(seconds_, [&](size_t) {
+      pool_.parallel_for(
+          memory_.size() / kBlock,
+          64,
+          [&](size_t begin, size_t end, int thread) {
+            uint64_t s[8] = {};
+            for (size_t i = begin * kBlock; i < end * kBlock; i += 8) {
+              for (size_t j = 0; j < 8; ++j) s[j] += memory_[i + j];
+            }
+            std::memcpy(sums_[static_cast<size_t>(thread)].bytes, s, sizeof(s));
+          });
+    });
+    return static_cast<double>(memory_.size() * 8) / seconds;
+  }
+
+ private:
+  ThreadPool& pool_;
+  double seconds_;
+  std::vector<uint64_t, HugePages<uint64_t>> memory_;
+  std::vector<Line> sums_;
+};
 
 class Measurement {
  public:
@@ -239,7 +254,9 @@ KernelSpeeds measure_kernels(ThreadPool& pool, const MeasureOptions& options) {
   KernelSpeeds speeds;
   if (!go_on()) return speeds;
   const double threads = pool.threads();
-  speeds.dram_bytes_per_s = read_bytes_per_s(pool, options);
+  MemoryReading reading(pool, options);
+  std::vector<double> rates = {reading.bytes_per_s()};
+  speeds.dram_bytes_per_s = rates[0];
   speeds.fma_flops = peak_fma_flops() * threads;
   Measurement measurement(pool, options);
   if (!go_on()) return speeds;
@@ -249,17 +266,24 @@ KernelSpeeds measure_kernels(ThreadPool& pool, const MeasureOptions& options) {
     const double mix = peak_mix_flops(format) * threads;
     for (const size_t tokens : options.tokens) {
       if (!go_on()) return speeds;
-      const double seconds = measurement.product(copies, tokens);
       KernelSpeed speed = {format, options.rows, options.cols, tokens};
+      if (tokens == 1) rates.push_back(reading.bytes_per_s());
+      const double before = rates.back();
+      const double seconds = measurement.product(copies, tokens);
+      // Memory is shared with whatever else the machine does: a share is of
+      // what reading gave just before and just after.
+      if (tokens == 1) rates.push_back(reading.bytes_per_s());
       speed.bytes_per_s = static_cast<double>(copies.copy_bytes()) / seconds;
       speed.flops = 2.0 *
                     static_cast<double>(options.rows * options.cols * tokens) /
                     seconds;
-      speed.dram_share = speed.bytes_per_s / speeds.dram_bytes_per_s;
+      speed.dram_share = speed.bytes_per_s / ((before + rates.back()) / 2);
       speed.mix_share = speed.flops / mix;
       speeds.kernels.push_back(speed);
     }
   }
+  std::sort(rates.begin(), rates.end());
+  speeds.dram_bytes_per_s = rates[rates.size() / 2];
   return speeds;
 }
 

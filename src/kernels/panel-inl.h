@@ -172,42 +172,60 @@ HWY_INLINE void turn_blocks(const uint8_t* const* p,
   put(Part<3>(), lanes(hn::InterleaveUpper(d64, ab_high, cd_high)));
 }
 
-// Codes of four bytes of each row; as 16-bit pairs, those of the first two
-// bytes to low (and high), of the others one pair further. Adds the products of
-// the two pairs to the sums.
-template <UnitCodes kUnit>
-HWY_INLINE void put_column(
-    VI bytes, int16_t* low, int16_t* high, VI& low_sum, VI& high_sum) {
-  // Bytes that end up in one pair are two apart.
+// Four bytes of each row so that those that end up in one pair of codes, two
+// apart, are neighbours.
+HWY_INLINE hn::Vec<hn::Repartition<uint16_t, DI> > order_column(VI bytes) {
   alignas(16) static constexpr uint8_t kOrder[16] = {
       0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
   const hn::Repartition<uint8_t, DI> d8;
+  return hn::BitCast(
+      hn::Repartition<uint16_t, DI>(),
+      hn::TableLookupBytes(hn::BitCast(d8, bytes), hn::LoadDup128(d8, kOrder)));
+}
+
+// What order_column made of four bytes with two codes each, as pairs: put(first
+// two bytes, others) for the low halves and for the high ones.
+template <class PutLow, class PutHigh>
+HWY_INLINE void split_nibbles(hn::Vec<hn::Repartition<uint16_t, DI> > v,
+                              const PutLow& put_low,
+                              const PutHigh& put_high) {
   const hn::Repartition<uint16_t, DI> du;
   const hn::Repartition<int16_t, DI> ds;
-  const auto v = hn::BitCast(
-      du,
-      hn::TableLookupBytes(hn::BitCast(d8, bytes), hn::LoadDup128(d8, kOrder)));
-  const auto put = [&](auto first, auto second, int16_t* to, VI& sum)
+  const auto mask = hn::Set(du, uint16_t{15});
+  put_low(hn::BitCast(ds, hn::And(v, mask)),
+          hn::BitCast(ds, hn::And(hn::ShiftRight<8>(v), mask)));
+  put_high(hn::BitCast(ds, hn::And(hn::ShiftRight<4>(v), mask)),
+           hn::BitCast(ds, hn::ShiftRight<12>(v)));
+}
+
+// Codes of four bytes of each row; as 16-bit pairs, those of the first two
+// bytes to low (and high), of the others one pair further. Adds the products of
+// the two pairs to the sums, if kSum.
+template <UnitCodes kUnit, bool kSum>
+HWY_INLINE void put_column(
+    VI bytes, int16_t* low, int16_t* high, VI& low_sum, VI& high_sum) {
+  const hn::Repartition<uint16_t, DI> du;
+  const hn::Repartition<int16_t, DI> ds;
+  const auto v = order_column(bytes);
+  const auto put = [&](auto w0, auto w1, int16_t* to, VI& sum)
                        FLASH_INLINE_LAMBDA {
-                         const auto w0 = hn::BitCast(ds, first);
-                         const auto w1 = hn::BitCast(ds, second);
                          hn::Store(w0, ds, to);
                          hn::Store(w1, ds, to + 2 * kPanelRows);
-                         if constexpr (kCanPair) {
+                         if constexpr (kSum) {
                            VI none = hn::Zero(DI());
                            sum = dot_pairs(DI(), w0, w1, sum, none);
                          }
                        };
   if constexpr (kUnit == UnitCodes::kNibbles) {
-    const auto mask = hn::Set(du, uint16_t{15});
-    put(hn::And(v, mask), hn::And(hn::ShiftRight<8>(v), mask), low, low_sum);
-    put(hn::And(hn::ShiftRight<4>(v), mask),
-        hn::ShiftRight<12>(v),
-        high,
-        high_sum);
+    split_nibbles(
+        v,
+        [&](auto w0, auto w1)
+            FLASH_INLINE_LAMBDA { put(w0, w1, low, low_sum); },
+        [&](auto w0, auto w1)
+            FLASH_INLINE_LAMBDA { put(w0, w1, high, high_sum); });
   } else if constexpr (kUnit == UnitCodes::kBytes) {
-    put(hn::And(v, hn::Set(du, uint16_t{255})),
-        hn::ShiftRight<8>(v),
+    put(hn::BitCast(ds, hn::And(v, hn::Set(du, uint16_t{255}))),
+        hn::BitCast(ds, hn::ShiftRight<8>(v)),
         low,
         low_sum);
   } else {
@@ -246,11 +264,12 @@ HWY_INLINE void unpack_units(const uint8_t* const* chunks,
     turn_blocks(
         chunks, Codes::unit_at(u), [&](auto c, VI bytes) FLASH_INLINE_LAMBDA {
           int16_t* to = codes + 4 * c * kPanelRows;
-          put_column<kUnitOf<Codes>>(bytes,
-                                     to + (low - first) * kPanelRows,
-                                     to + (high - first) * kPanelRows,
-                                     low_sum,
-                                     high_sum);
+          put_column<kUnitOf<Codes>, kCanPair && taken_in_pairs(4 * c)>(
+              bytes,
+              to + (low - first) * kPanelRows,
+              to + (high - first) * kPanelRows,
+              low_sum,
+              high_sum);
         });
     if constexpr (kCanPair) {
       // Mostly both belong to one group.
@@ -264,7 +283,38 @@ HWY_INLINE void unpack_units(const uint8_t* const* chunks,
   }
 }
 
-// The sums of w0 w1 of the panel's first `groups` groups.
+// Whether units of nibbles can stay as they are until they are multiplied:
+// codes of a unit are neighbours.
+template <class Codes>
+constexpr bool keeps_nibbles() {
+  if constexpr (kUnitOf<Codes> == UnitCodes::kNibbles) {
+    return Codes::unit_low(1) == 32 && Codes::unit_high(0) == 16;
+  }
+  return false;
+}
+
+// Units of groups [q, q_end) of a chunk, turned but not taken apart, to the
+// panel's place of group q: four bytes of a row in the place of a pair of
+// codes. REQUIRES: keeps_nibbles<Codes>().
+template <class Codes>
+HWY_INLINE void turn_units(const uint8_t* const* chunks,
+                           size_t q,
+                           size_t q_end,
+                           int16_t* to) {
+  constexpr size_t kGroup = Codes::group_size();
+  for (size_t u = q * kGroup / 32; u < q_end * kGroup / 32; ++u) {
+    turn_blocks(
+        chunks, Codes::unit_at(u), [&](auto c, VI bytes) FLASH_INLINE_LAMBDA {
+          hn::Store(order_column(bytes),
+                    hn::Repartition<uint16_t, DI>(),
+                    reinterpret_cast<uint16_t*>(to) + c * 2 * kPanelRows);
+        });
+    to += 4 * 2 * kPanelRows;
+  }
+}
+
+// The sums of w0 w1, where they are taken in pairs, of the panel's first
+// `groups` groups.
 void sum_pairs(size_t group, size_t groups, FixedScratch* panel) {
   const hn::Repartition<int16_t, DI> d16;
   const int16_t* codes = panel->codes;
@@ -273,6 +323,7 @@ void sum_pairs(size_t group, size_t groups, FixedScratch* panel) {
     VI none = hn::Zero(DI());
     for (VI& s : sum) s = hn::Zero(DI());
     for (size_t k = 0; k < group; k += 4, codes += 4 * kPanelRows) {
+      if (!taken_in_pairs(k)) continue;
       for (size_t v = 0; v < kVectors; ++v) {
         const int16_t* w = codes + v * 2 * kN;
         sum[v] = dot_pairs(DI(),
@@ -396,8 +447,9 @@ void fill_scales(const WeightRows& w,
 }
 
 // Codes and sums of pairs of groups [g_begin, g_end) of the row, within the
-// panel's, to the beginning of the scratch's planes.
-template <class Codes>
+// panel's, to the beginning of the scratch's planes. kNibbles: units turned and
+// nothing else.
+template <class Codes, bool kNibbles>
 void fill_codes(const WeightRows& w,
                 const PanelPlace& place,
                 size_t g_begin,
@@ -430,11 +482,18 @@ void fill_codes(const WeightRows& w,
         const uint8_t* chunks[kN];
         place.rows_from(first.chunk(c), place.bytes.weight, v * kN, chunks);
         const size_t at = g - g_begin;
-        unpack_units<Codes>(chunks,
-                            g - c * kChunkGroups,
-                            end - c * kChunkGroups,
-                            codes + at * kGroup * kPanelRows,
-                            scratch->pairs + at * kPanelRows + v * kN);
+        const size_t q = g - c * kChunkGroups;
+        const size_t q_end = end - c * kChunkGroups;
+        if constexpr (kNibbles) {
+          turn_units<Codes>(
+              chunks, q, q_end, codes + at * kGroup * kPanelRows / 4);
+        } else {
+          unpack_units<Codes>(chunks,
+                              q,
+                              q_end,
+                              codes + at * kGroup * kPanelRows,
+                              scratch->pairs + at * kPanelRows + v * kN);
+        }
         g = end;
       }
     }

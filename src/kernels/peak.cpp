@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "kernels/code_order.h"
 #include "kernels/fixed_point.h"
+#include "kernels/row_kernels.h"
 #include "kernels/targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/peak.cpp"
@@ -24,7 +25,7 @@ namespace HWY_NAMESPACE {
 double fma_loop(size_t) {
   FLASH_KERNEL_STUB_CALLED();
 }
-double mix_loop(size_t, size_t, bool, bool) {
+double mix_loop(size_t, size_t, bool, bool, bool) {
   FLASH_KERNEL_STUB_CALLED();
 }
 
@@ -73,58 +74,71 @@ double fma_loop(size_t rounds) {
 
 using V16 = hn::Vec<hn::Repartition<int16_t, DI> >;
 
-// One chain: the sums of a group of 2 * pairs values, then what is done once.
+// One chain: the sums of a group of values, then what is done once.
 struct Chain {
   VI sum;
   VI high;
   VF acc;
 
   HWY_INLINE void add(V16 w, V16 x) { sum = dot_pairs(DI(), w, x, sum, high); }
-  HWY_INLINE void close(VF scale, bool zero, bool offset) {
+  // Four values of a lane (fixed_gemm.cpp).
+  HWY_INLINE void add_paired(V16 w0, V16 w1, V16 q0, V16 q1) {
+    add(hn::Add(q0, w1), hn::Add(q1, w0));
+  }
+  HWY_INLINE void close(VF scale, bool subtract, bool offset) {
     VI total = hn::RearrangeToOddPlusEven(sum, high);
-    if (zero) total = hn::Sub(total, hn::Set(DI(), 1));
+    if (subtract) total = hn::Sub(total, hn::Set(DI(), 1));
     acc = hn::MulAdd(hn::Mul(scale, scale), hn::ConvertTo(DF(), total), acc);
     if (offset) acc = hn::MulAdd(scale, scale, acc);
     sum = hn::Zero(DI());
   }
 };
 
-double mix_loop(size_t rounds, size_t pairs, bool zero, bool offset) {
+// `group` values a lane and round. Paired: products as taken_in_pairs() says.
+double mix_loop(
+    size_t rounds, size_t group, bool zero, bool offset, bool paired) {
   const hn::Repartition<int16_t, DI> d16;
-  V16 w = hn::Set(d16, int16_t{3});
-  V16 x = w;
+  V16 w0 = hn::Set(d16, int16_t{3});
+  V16 w1 = hn::Set(d16, int16_t{5});
+  V16 x0 = w0;
+  V16 x1 = w1;
   VF scale = hn::Set(DF(), 0x1p-20f);
   const Chain start = {hn::Zero(DI()), hn::Zero(DI()), hn::Zero(DF())};
   Chain c0 = start, c1 = start, c2 = start, c3 = start, c4 = start;
   Chain c5 = start, c6 = start, c7 = start, c8 = start, c9 = start;
-  for (Chain* c : {&c0, &c1, &c2, &c3, &c4, &c5, &c6, &c7, &c8, &c9}) {
-    keep(c->sum);
-    keep(c->acc);
-  }
+  const auto each = [&](const auto& fn) FLASH_INLINE_LAMBDA {
+    fn(c0), fn(c1), fn(c2), fn(c3), fn(c4);
+    fn(c5), fn(c6), fn(c7), fn(c8), fn(c9);
+  };
+  each([](Chain& c) FLASH_INLINE_LAMBDA {
+    keep(c.sum);
+    keep(c.acc);
+  });
+  // A pair is added to what a row of x and one of W begin with.
+  const bool subtract = zero || paired;
   for (size_t i = 0; i < rounds; ++i) {
-    for (size_t k = 0; k < pairs; ++k) {
-      keep(x);
-      c0.add(w, x);
-      c1.add(w, x);
-      c2.add(w, x);
-      c3.add(w, x);
-      c4.add(w, x);
-      c5.add(w, x);
-      c6.add(w, x);
-      c7.add(w, x);
-      c8.add(w, x);
-      c9.add(w, x);
+    for (size_t k = 0; k < group; k += 4) {
+      keep(x0);
+      keep(x1);
+      if (paired && taken_in_pairs(k)) {
+        // In every chain anew, as with other rows of x.
+        each([&](Chain& c) FLASH_INLINE_LAMBDA {
+          keep(w0);
+          c.add_paired(w0, w1, x0, x1);
+        });
+      } else {
+        each([&](Chain& c) FLASH_INLINE_LAMBDA { c.add(w0, x0); });
+        each([&](Chain& c) FLASH_INLINE_LAMBDA { c.add(w1, x1); });
+      }
     }
     keep(scale);
-    for (Chain* c : {&c0, &c1, &c2, &c3, &c4, &c5, &c6, &c7, &c8, &c9}) {
-      c->close(scale, zero, offset);
-      keep(c->sum);
-    }
+    each([&](Chain& c) FLASH_INLINE_LAMBDA {
+      c.close(scale, subtract, offset);
+      keep(c.sum);
+    });
   }
-  for (Chain* c : {&c0, &c1, &c2, &c3, &c4, &c5, &c6, &c7, &c8, &c9}) {
-    keep(c->acc);
-  }
-  return 4.0 * static_cast<double>(kChains * kN * pairs * rounds);
+  each([](Chain& c) FLASH_INLINE_LAMBDA { keep(c.acc); });
+  return 2.0 * static_cast<double>(kChains * kN * group * rounds);
 }
 
 #endif  // FLASH_KERNEL_STUB
@@ -171,11 +185,12 @@ double peak_fma_flops() {
 
 double peak_mix_flops(const WeightFormat& format) {
   if (!integer_coded(format)) return peak_fma_flops();
-  const size_t pairs = scale_group(format) / 2;
+  const size_t group = scale_group(format);
   const bool zero = code_zero(format) != 0;
   const bool offset = code_offset(format);
   return best_rate([&](size_t rounds) {
-    return HWY_DYNAMIC_DISPATCH(mix_loop)(rounds, pairs, zero, offset);
+    return HWY_DYNAMIC_DISPATCH(mix_loop)(
+        rounds, group, zero, offset, fixed_gemm_pairs());
   });
 }
 

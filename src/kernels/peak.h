@@ -15,8 +15,8 @@ namespace mlx_flash::kernels {
 double peak_fma_flops();
 
 // What `format` does for many rows of x: for each group the products in
-// integers and, once, their conversion and scaling; fma alone where weights are
-// floats.
+// integers, in pairs where the kernel takes them so, and, once, their
+// conversion and scaling; fma alone where weights are floats.
 double peak_mix_flops(const WeightFormat& format);
 
 }  // namespace mlx_flash::kernels

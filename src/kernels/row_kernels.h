@@ -76,6 +76,8 @@ FloatMatvecFn float_matvec_fn();
 FloatGemmFn float_gemm_fn();
 FixedMatvecFn fixed_matvec_fn();
 FixedGemmFn fixed_gemm_fn();
+// Whether it takes products in pairs by default.
+bool fixed_gemm_pairs();
 DecodeFn decode_fn();
 
 // Bytes of their scratch, 64-aligned.
