@@ -41,6 +41,7 @@ struct PlanSummary {
   uint32_t prefill_rows = 0;
   uint32_t ring_slots = 0;
   uint64_t tile_bytes = 0;
+  uint32_t queue_depth = 0;  // reads under way, at first
 };
 
 // Counters of a mixture's experts since the engine was opened. They are counted

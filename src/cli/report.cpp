@@ -244,6 +244,7 @@ Json plan_json(const PlanSummary& plan) {
       {"prefill_activation_bytes", plan.prefill_activation_bytes},
       {"ring_slots", plan.ring_slots},
       {"tile_bytes", plan.tile_bytes},
+      {"queue_depth", plan.queue_depth},
   };
 }
 
@@ -271,10 +272,11 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
                           100 * plan.expert_hit_rate));
   }
   table.row("ring",
-            fmt::format("{} ({} slots, tiles of at most {})",
+            fmt::format("{} ({} slots, tiles of at most {}, {} reads at once)",
                         bytes(plan.ring_bytes),
                         plan.ring_slots,
-                        bytes(plan.tile_bytes)));
+                        bytes(plan.tile_bytes),
+                        plan.queue_depth));
   table.row("KV cache",
             fmt::format("{} ({} tokens)", bytes(plan.kv_bytes), plan.context));
   if (plan.kv_disk_bytes_max > 0) {

@@ -147,7 +147,8 @@ PlanSummary summarise(const Plan& plan,
           .context = plan.context,
           .prefill_rows = plan.prefill_rows,
           .ring_slots = plan.ring_slots,
-          .tile_bytes = schedule.tile_bytes_max()};
+          .tile_bytes = schedule.tile_bytes_max(),
+          .queue_depth = plan.queue_depth};
 }
 
 // --moe-top-k.
@@ -380,6 +381,7 @@ Status Core::start(const Hooks& hooks) {
 // Everything that reads from disk.
 Status Core::start_streams(const Hooks& hooks) {
   ReadQueueOptions options;
+  options.depth = static_cast<int>(plan_.queue_depth);
   options.depth_max = 32;
   if (config_.queue_depth > 0) {
     options.depth = config_.queue_depth;

@@ -324,6 +324,12 @@ uint64_t page_table_bytes(uint64_t bytes, uint64_t page_bytes) {
   return round_up(add(add(leaves, leaves / 256), 12 * page_bytes), page_bytes);
 }
 
+uint32_t choose_queue_depth(uint64_t tile_bytes) {
+  constexpr uint64_t kUnderWay = uint64_t{2} << 20;
+  const uint64_t depth = kUnderWay / std::max<uint64_t>(tile_bytes, 1);
+  return static_cast<uint32_t>(std::clamp<uint64_t>(depth, 8, 16));
+}
+
 Result<Plan> make_plan(const Schedule& schedule,
                        const ModelCosts& model,
                        const Limits& limits,
@@ -364,6 +370,7 @@ Result<Plan> make_plan(const Schedule& schedule,
   plan.slot_bytes = costs.slot();
   plan.ring_slots = d.slots;
   plan.ring_bytes = d.slots * plan.slot_bytes;
+  plan.queue_depth = choose_queue_depth(schedule.tile_bytes_max());
   Draft decode = d;
   decode.rows = decode.logit_rows = kDecodeRows;
   plan.activation_bytes = costs.activation(decode);

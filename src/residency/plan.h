@@ -81,6 +81,7 @@ struct Plan {
   uint64_t streamed_bytes = 0;  // M - R
   uint64_t ring_bytes = 0;
   uint32_t ring_slots = 0;
+  uint32_t queue_depth = 0;  // reads under way (choose_queue_depth)
   uint64_t slot_bytes = 0;
   uint64_t kv_bytes = 0;           // set aside now
   uint64_t kv_bytes_max = 0;       // at the full context; pins yield to it
@@ -118,6 +119,11 @@ Result<Plan> make_plan(const Schedule& schedule,
 uint64_t choose_tile_bytes(uint64_t ram_bytes, uint64_t weights_bytes);
 inline constexpr uint64_t kTileBytesMin = uint64_t{64} << 10;
 inline constexpr uint64_t kTileBytesMax = uint64_t{4} << 20;
+
+// Reads under way at first: eight, which is enough for tiles of 256 KiB and
+// more, and up to sixteen where tiles are smaller (bench/RESULTS.md, io). A
+// queue that can tune it goes on from there (io/depth_tuner.h).
+uint32_t choose_queue_depth(uint64_t tile_bytes);
 
 struct ScheduleAndPlan {
   Schedule schedule;

@@ -315,6 +315,20 @@ TEST(Plan, HostileNumbersAreRefusedNotWrappedAround) {
   EXPECT_FALSE(plan_model(small_model(), 4096, 0, small_costs(), limits).ok());
 }
 
+TEST(ChooseQueueDepth, SmallTilesNeedMoreReadsUnderWay) {
+  constexpr uint64_t kKiB = 1024;
+  EXPECT_EQ(choose_queue_depth(4096 * kKiB), 8u);
+  EXPECT_EQ(choose_queue_depth(256 * kKiB), 8u);
+  EXPECT_EQ(choose_queue_depth(160 * kKiB), 12u);
+  EXPECT_EQ(choose_queue_depth(64 * kKiB), 16u);
+  EXPECT_EQ(choose_queue_depth(0), 16u);
+
+  const Schedule schedule(small_model(), 64 * kKiB, 4096);
+  const auto plan = make_plan(schedule, small_costs(), small_limits(60 * kMB));
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->queue_depth, choose_queue_depth(schedule.tile_bytes_max()));
+}
+
 TEST(ChoosePins, FitsTheBytesAndLeavesLessThanATile) {
   std::mt19937_64 random(9);
   const Schedule schedule(small_model(), 100'000, 4096);
