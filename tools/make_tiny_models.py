@@ -64,6 +64,8 @@ class Case:
     fast_chunks: Optional[list] = None
     # Changes the tensors as they are written; gets and returns name -> array.
     layout: Optional[Callable[[dict], dict]] = None
+    # Changes the config as it is written, in place.
+    config_layout: Optional[Callable[[dict], None]] = None
     # MLX's CPU cannot run it: only `fast` is compared.
     fast_only: bool = False
 
@@ -552,6 +554,16 @@ def expert_cases() -> list:
         # As published: experts in mxfp4, the rest affine at 8 bits.
         return True if ".experts." in path else affine(8, 64)
 
+    def only_experts(path, module):
+        return ".experts." in path
+
+    def as_published(config):
+        config.pop("quantization")
+        config["quantization_config"] = {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+        }
+
     both = [DECODE, RAGGED]
     # Widths for groups of 64, and heads of 32.
     wide = dict(hidden_size=192, moe_intermediate_size=64)
@@ -620,7 +632,21 @@ def expert_cases() -> list:
             quant=fp_mode("mxfp4", predicate=mxfp4_experts),
             chunks=both,
         ),
+        Case(
+            "gpt_oss_published_bf16",
+            gpt_oss(hidden_size=96, head_dim=32, intermediate_size=64),
+            quant=fp_mode("mxfp4", predicate=only_experts),
+            layout=tiny_experts.gpt_oss_blocks,
+            config_layout=as_published,
+        ),
         Case("granitemoe_f32", granitemoe(), "f32"),
+        Case("granitemoe_published_f32", granitemoe(), "f32", layout=tiny_experts.granite_linear),
+        Case(
+            "granitemoe_published_bf16",
+            granitemoe(),
+            layout=tiny_experts.granite_linear,
+            fast_only=True,
+        ),
         Case(
             "granitemoe_biases_f32",
             granitemoe(attention_bias=True, tie_word_embeddings=True, logits_scaling=1.0),
@@ -839,6 +865,8 @@ def write_folder(case: Case, folder: Path) -> None:
         lm_utils.make_shards = make_shards
     if case.layout:
         rewrite_files(folder, case.layout)
+    if case.config_layout:
+        case.config_layout(config)
     lm_utils.save_config(config, folder / "config.json")
     write_tokenizer(folder)
 

@@ -221,6 +221,42 @@ def unstacked(weights: dict, names: dict) -> dict:
     return out
 
 
+def gpt_oss_blocks(weights: dict) -> dict:
+    """gpt_oss as published: gate and up of mxfp4 in one tensor, row by row in
+    turns, 16 bytes for 32 values."""
+    out = {}
+    for name, value in weights.items():
+        if ".experts." not in name:
+            out[name] = value
+            continue
+        path, part = name.rsplit(".", 1)
+        if part == "weight":
+            groups = value.view(mx.uint8).reshape(*value.shape[:2], -1, 16)
+            out[f"{path}_blocks"] = groups
+        else:
+            out[f"{path}_{part}"] = value
+    for name in [n for n in out if ".gate_proj_" in n]:
+        both = [out.pop(name), out.pop(name.replace(".gate_proj_", ".up_proj_"))]
+        turns = mx.stack(both, axis=2).flatten(1, 2)
+        out[name.replace(".gate_proj_", ".gate_up_proj_")] = turns
+    return out
+
+
+def granite_linear(weights: dict) -> dict:
+    """granitemoe as published: the rows of gate above those of up."""
+    out = {}
+    for name, value in weights.items():
+        if ".switch_mlp." not in name:
+            out[name] = value
+        elif "down_proj" in name:
+            out[name.replace("switch_mlp.down_proj", "output_linear")] = value
+        elif "gate_proj" in name:
+            up = weights[name.replace("gate_proj", "up_proj")]
+            both = mx.concatenate([value, up], axis=1)
+            out[name.replace("switch_mlp.gate_proj", "input_linear")] = both
+    return out
+
+
 def with_kv_b(weights: dict) -> dict:
     """Latent attention as published: rows of keys and values by head."""
     out = dict(weights)

@@ -76,14 +76,24 @@ struct ExpertMatrices {
   DType bias_dtype = DType::kF32;
 };
 
-// Where the experts of a projection lie and how large they are.
+// Where the experts of a projection lie and how large they are. One of:
+//  - one tensor [experts, rows, cols] at `path`;
+//  - tensors of each expert by itself, if `before` is not empty;
+//  - rows [first_row, first_row + rows) of each expert in a tensor [experts,
+//    fused_rows, cols], if `fused` is not empty.
 struct ExpertSource {
   // As mlx-lm names the stack, and config.json its quantisation.
   std::string path;
-  // Tensors of each expert by itself: `before` + number + `after`, without
-  // ".weight". Empty: one tensor [experts, rows, cols] at `path`.
+  // The tensors' names without ".weight": `before` + number + `after`.
   std::string before;
   std::string after;
+  std::string fused;
+  uint64_t fused_rows = 0;
+  uint64_t first_row = 0;
+  // gpt_oss as published: `fused` is mxfp4 in "<fused>_blocks" [experts,
+  // fused_rows, cols / 32, 16] and "<fused>_scales" [experts, fused_rows,
+  // cols / 32], its vectors are "<fused>_bias".
+  bool mxfp4_blocks = false;
   uint64_t experts = 0;
   uint64_t rows = 0;
   uint64_t cols = 0;
@@ -162,11 +172,14 @@ class Checkpoint {
       const Extent& extent,
       const Tensor& weight,
       const std::optional<QuantizationSetting>& listed) const;
+  Result<Matrix> stack_of(const ExpertSource& source) const;
+  Result<Matrix> mxfp4_blocks(const ExpertSource& source) const;
+  Result<ExpertMatrices> stacked_experts(const ExpertSource& source) const;
   Status add_expert(const ExpertSource& source,
                     const std::string& path,
                     ExpertMatrices& out) const;
   Status add_bias(const ExpertSource& source,
-                  const std::string& path,
+                  const std::string& name,
                   ExpertMatrices& out) const;
 
   std::string path_;

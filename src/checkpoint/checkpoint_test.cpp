@@ -326,6 +326,7 @@ TEST(CheckpointGguf, NamesExperts) {
       checkpoint->experts({.path = "model.layers.0.mlp.switch_mlp.up_proj",
                            .before = "",
                            .after = "",
+                           .fused = "",
                            .experts = 3,
                            .rows = 64,
                            .cols = 32});

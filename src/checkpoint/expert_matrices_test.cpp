@@ -22,6 +22,7 @@ ExpertSource source(bool single, uint64_t cols, bool bias = false) {
   return {.path = kStack,
           .before = single ? kSingle : "",
           .after = single ? ".up_proj" : "",
+          .fused = "",
           .experts = 3,
           .rows = 5,
           .cols = cols,
@@ -109,6 +110,73 @@ TEST(CheckpointExperts, AreQuantisedAsTheStackIs) {
   ASSERT_TRUE(listed.ok()) << listed.status().message();
   EXPECT_THAT(listed->experts(source(true, 64)).status().message(),
               HasSubstr("[5, 1] is wanted"));
+}
+
+// granitemoe: gate's rows of an expert, then up's.
+TEST(CheckpointExperts, CutsRowsOutOfAFusedStack) {
+  TempFolder folder;
+  const std::string fused = "model.layers.0.mlp.input_linear";
+  const auto opened = open(folder,
+                           {zeros("before", "F32", {7}),
+                            zeros(fused + ".weight", "BF16", {3, 10, 8}),
+                            zeros(fused + ".bias", "F32", {3, 10})});
+  ASSERT_TRUE(opened.ok()) << opened.status().message();
+  ExpertSource up = source(false, 8, true);
+  up.fused = fused;
+  up.fused_rows = 10;
+  up.first_row = 5;
+  const auto experts = opened->experts(up);
+  ASSERT_TRUE(experts.ok()) << experts.status().message();
+  EXPECT_EQ(experts->rows, 5u);
+  for (uint64_t e = 0; e < 3; ++e) {
+    const FileRange& weight = experts->experts[e].weight;
+    EXPECT_EQ(weight.offset,
+              offset_of(*opened, fused + ".weight") + (e * 10 + 5) * 8 * 2);
+    EXPECT_EQ(weight.bytes, 5u * 8 * 2);
+    EXPECT_EQ(experts->bias[e].offset,
+              offset_of(*opened, fused + ".bias") + (e * 10 + 5) * 4);
+    EXPECT_EQ(experts->bias[e].bytes, 5u * 4);
+  }
+  up.fused_rows = 15;
+  EXPECT_THAT(opened->experts(up).status().message(),
+              HasSubstr("[3, 15, 8] is wanted"));
+}
+
+TEST(CheckpointExperts, ReadsPublishedMxfp4Blocks) {
+  TempFolder folder;
+  const std::string path = "model.layers.0.mlp.experts.gate_up_proj";
+  ExpertSource both;
+  both.path = kStack;
+  both.fused = path;
+  both.mxfp4_blocks = both.bias = true;
+  both.experts = 3;
+  both.rows = both.fused_rows = 10;
+  both.cols = 64;
+  const auto opened = open(folder,
+                           {zeros(path + "_blocks", "U8", {3, 10, 2, 16}),
+                            zeros(path + "_scales", "U8", {3, 10, 2}),
+                            zeros(path + "_bias", "BF16", {3, 10})});
+  ASSERT_TRUE(opened.ok()) << opened.status().message();
+  const auto experts = opened->experts(both);
+  ASSERT_TRUE(experts.ok()) << experts.status().message();
+  EXPECT_EQ(experts->format, block_format(WeightKind::kMxfp4));
+  EXPECT_EQ(experts->experts[2].weight.offset,
+            offset_of(*opened, path + "_blocks") + 2u * 10 * 32);
+  EXPECT_EQ(experts->experts[2].weight.bytes, 10u * 32);
+  EXPECT_EQ(experts->experts[2].scales.offset,
+            offset_of(*opened, path + "_scales") + 2u * 10 * 2);
+  EXPECT_EQ(experts->experts[2].scales.bytes, 10u * 2);
+  EXPECT_EQ(experts->bias[1].bytes, 10u * 2);
+
+  const auto wrong = open(folder,
+                          {zeros(path + "_blocks", "U8", {3, 10, 2, 16}),
+                           zeros(path + "_scales", "F16", {3, 10, 2})});
+  ASSERT_TRUE(wrong.ok());
+  EXPECT_THAT(wrong->experts(both).status().message(),
+              HasSubstr("must be uint8 [3, 10, 2], it is float16 [3, 10, 2]"));
+  both.cols = 48;
+  EXPECT_THAT(opened->experts(both).status().message(),
+              HasSubstr("48 columns cannot be mxfp4"));
 }
 
 TEST(CheckpointExperts, RefusesWhatDoesNotFit) {

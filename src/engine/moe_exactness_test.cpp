@@ -98,6 +98,7 @@ class MoeExactness : public ::testing::TestWithParam<int> {
     model_.num_experts = kExperts;
     if (GetParam() == 1) model_.format = dense_format(DType::kBF16);
     if (GetParam() == 2) model_.format = affine_format(4, 64, DType::kF32);
+    model_.experts_in_turns = GetParam() == 3;
     EXPECT_TRUE(write_tiny_model(model_, folder_.path()).ok());
     config_.model = folder_.path();
     config_.ram_bytes = 1'000'000'000;
@@ -182,7 +183,7 @@ class MoeExactness : public ::testing::TestWithParam<int> {
   const CachedExperts* cache_ = nullptr;  // of the core that was opened last
 };
 
-INSTANTIATE_TEST_SUITE_P(Formats, MoeExactness, ::testing::Values(0, 1, 2));
+INSTANTIATE_TEST_SUITE_P(Formats, MoeExactness, ::testing::Values(0, 1, 2, 3));
 
 TEST_P(MoeExactness, OrderAndPiecesChangeNoBit) {
   const auto whole = open();

@@ -9,35 +9,124 @@
 namespace mlx_flash::nn {
 namespace {
 
-// Names of a projection behind the block's path: of the stack, and of one
-// expert around its number.
+// How a projection is named and lies, behind the block's path.
+struct Projection {
+  const char* name;    // the tensor's, behind Layout::before or Layout::stack
+  uint32_t of = 1;     // projections of the same rows that share the tensor
+  uint32_t place = 0;  // which of them this is, one after another
+};
+
 struct Layout {
-  const char* stack;
-  const char* before;  // null: one tensor for all experts
-  const char* gate;
-  const char* up;
-  const char* down;
+  const char* stack;  // all experts' tensors; of mlx-lm, whatever lies in files
+  const char* before;  // of one expert's tensors: "<before><number>."; or null
+  const char* fused;   // of tensors that hold several projections; or null
+  const char* probe;   // behind a tensor's name: a tensor that there must be
+  bool alternating;    // one tensor has gate and up, row by row in turns
+  bool mxfp4_blocks;   // ExpertSource::mxfp4_blocks
+  Projection gate, up, down;
 };
 
 constexpr Layout kLayouts[] = {
     // mlx-lm's SwitchGLU, and what GGUF's names become.
-    {".switch_mlp.", nullptr, "gate_proj", "up_proj", "down_proj"},
-    {".experts.", nullptr, "gate_proj", "up_proj", "down_proj"},
+    {".switch_mlp.",
+     nullptr,
+     nullptr,
+     ".weight",
+     false,
+     false,
+     {"gate_proj"},
+     {"up_proj"},
+     {"down_proj"}},
+    {".experts.",
+     nullptr,
+     nullptr,
+     ".weight",
+     false,
+     false,
+     {"gate_proj"},
+     {"up_proj"},
+     {"down_proj"}},
     // Hugging Face: a tensor for each expert; mixtral has names of its own.
-    {".switch_mlp.", ".experts.", "gate_proj", "up_proj", "down_proj"},
-    {".switch_mlp.", ".experts.", "w1", "w3", "w2"},
+    {".switch_mlp.",
+     ".experts.",
+     nullptr,
+     ".weight",
+     false,
+     false,
+     {"gate_proj"},
+     {"up_proj"},
+     {"down_proj"}},
+    {".switch_mlp.",
+     ".experts.",
+     nullptr,
+     ".weight",
+     false,
+     false,
+     {"w1"},
+     {"w3"},
+     {"w2"}},
+    // Hugging Face: granitemoe's gate above its up, gpt_oss' in turns.
+    {".switch_mlp.",
+     nullptr,
+     ".",
+     ".weight",
+     false,
+     false,
+     {"input_linear", 2, 0},
+     {"input_linear", 2, 1},
+     {"output_linear"}},
+    {".experts.",
+     nullptr,
+     ".experts.",
+     "_blocks",
+     true,
+     true,
+     {"gate_up_proj"},
+     {},
+     {"down_proj"}},
 };
 
 // Of the stack, whatever an expert's own is called.
 constexpr const char* kStackNames[] = {"gate_proj", "up_proj", "down_proj"};
 
-std::string first_tensor(const std::string& path, const Layout& layout) {
-  const bool single = layout.before != nullptr;
-  return fmt::format("{}{}{}{}.weight",
+std::string probe(const std::string& path, const Layout& layout) {
+  if (layout.before != nullptr) {
+    return fmt::format(
+        "{}{}0.{}{}", path, layout.before, layout.gate.name, layout.probe);
+  }
+  return fmt::format("{}{}{}{}",
                      path,
-                     single ? layout.before : layout.stack,
-                     single ? "0." : "",
-                     layout.gate);
+                     layout.fused != nullptr ? layout.fused : layout.stack,
+                     layout.gate.name,
+                     layout.probe);
+}
+
+// Projection `index` of kStackNames; with `alternating`, 0 is gate and up.
+ExpertSource source_of(const std::string& path,
+                       const ExpertsShape& shape,
+                       const Layout& layout,
+                       size_t index) {
+  const Projection projections[] = {layout.gate, layout.up, layout.down};
+  const Projection& projection = projections[index];
+  const bool down = index == 2;
+  ExpertSource source;
+  source.path = path + layout.stack + kStackNames[index];
+  source.experts = shape.count;
+  source.rows = down ? shape.hidden : shape.inner;
+  if (!down && layout.alternating) source.rows *= 2;
+  source.cols = down ? shape.inner : shape.hidden;
+  source.bias = shape.bias;
+  source.mxfp4_blocks = layout.mxfp4_blocks;
+  if (layout.before != nullptr) {
+    source.before = path + layout.before;
+    source.after = fmt::format(".{}", projection.name);
+  }
+  if (layout.fused != nullptr) {
+    source.fused = path + layout.fused + projection.name;
+    source.fused_rows = projection.of * source.rows;
+    source.first_row = projection.place * source.rows;
+  }
+  return source;
 }
 
 }  // namespace
@@ -76,7 +165,7 @@ Result<Experts> WeightStore::experts(const std::string& path,
                                      const ExpertsShape& shape) {
   const Layout* layout = &kLayouts[0];  // also names what is missing
   for (const Layout& candidate : kLayouts) {
-    if (checkpoint_.find(first_tensor(path, candidate)) != nullptr) {
+    if (checkpoint_.find(probe(path, candidate)) != nullptr) {
       layout = &candidate;
       break;
     }
@@ -87,26 +176,17 @@ Result<Experts> WeightStore::experts(const std::string& path,
   layer.active = shape.active;
   layer.after =
       matrices_.empty() ? 0 : static_cast<uint32_t>(matrices_.size() - 1);
-  const char* names[] = {layout->gate, layout->up, layout->down};
   for (size_t i = 0; i < kExpertMatricesMax; ++i) {
-    const bool down = i == 2;
-    ExpertSource source;
-    source.path = path + layout->stack + kStackNames[i];
-    if (layout->before != nullptr) {
-      source.before = path + layout->before;
-      source.after = fmt::format(".{}", names[i]);
-    }
-    source.experts = shape.count;
-    source.rows = down ? shape.hidden : shape.inner;
-    source.cols = down ? shape.inner : shape.hidden;
-    source.bias = shape.bias;
-    FLASH_RETURN_IF_ERROR(add_projection(source, layer));
+    if (layout->alternating && i == 1) continue;  // 0 has both
+    FLASH_RETURN_IF_ERROR(
+        add_projection(source_of(path, shape, *layout, i), layer));
   }
   Experts experts{.layer = static_cast<uint32_t>(expert_layers_.size()),
                   .count = shape.count,
                   .active = shape.active,
                   .hidden = shape.hidden,
-                  .inner = shape.inner};
+                  .inner = shape.inner,
+                  .alternating = layout->alternating};
   expert_layers_.push_back(std::move(layer));
   return experts;
 }

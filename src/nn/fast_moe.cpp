@@ -32,6 +32,9 @@ constexpr size_t kRouterRows = 64;
 // every expert is needed anyway.
 constexpr size_t kLookAheadRows = 8;
 
+// Values of gate and up that are taken apart at a time.
+constexpr size_t kTurnValues = 256;
+
 constexpr float kClippedAlpha = 1.702f;
 constexpr float kClippedLimit = 7.0f;
 
@@ -47,16 +50,33 @@ void activate(Activation activation, float* gate, const float* up, size_t n) {
   }
 }
 
+// The same where gate and up come in turns, 2n values that end as n.
+void activate_turns(Activation activation, float* both, size_t n) {
+  float gate[kTurnValues];
+  float up[kTurnValues];
+  for (size_t at = 0; at < n; at += kTurnValues) {
+    const size_t some = std::min(kTurnValues, n - at);
+    for (size_t i = 0; i < some; ++i) {
+      gate[i] = both[2 * (at + i)];
+      up[i] = both[2 * (at + i) + 1];
+    }
+    activate(activation, gate, up, some);
+    std::copy_n(gate, some, both + at);  // behind what is still to be read
+  }
+}
+
 // Where everything lies in the context's scratch, for a forward of `rows`.
 struct Memory {
   float* normed = nullptr;    // [rows, hidden]
   float* logits = nullptr;    // [rows, experts]
   float* weights = nullptr;   // [rows, top_k]
   float* gathered = nullptr;  // [rows, hidden]: one expert's rows of normed
-  float* router = nullptr;    // [kRouterRows, hidden]
+  float* router = nullptr;    // [kRouterRows, hidden]; a vector of biases
   float* shared = nullptr;    // [rows, hidden], if there is one
   float* share = nullptr;     // [rows]: its weight
-  float* gates = nullptr;     // by place, [rows * top_k, inner]
+  // By place, [rows * top_k, inner]; of Experts::alternating one array of
+  // twice the width.
+  float* gates = nullptr;
   float* ups = nullptr;
   float* downs = nullptr;  // by place, [rows * top_k, hidden]
 
@@ -80,7 +100,7 @@ size_t Memory::place(const MoeBlock& block, size_t rows, float* base) {
   take(logits, rows * block.routing.experts);
   take(weights, assigned);
   take(gathered, rows * hidden);
-  take(router, kRouterRows * hidden);
+  take(router, std::max(kRouterRows * hidden, 2 * size_t{block.experts.inner}));
   take(shared, block.shared ? rows * hidden : 0);
   take(share, block.shared && block.shared->weight ? rows : 0);
   take(gates, inner);
@@ -147,6 +167,10 @@ class ExpertPass {
   void finish_inner(uint32_t index);
   kernels::MatmulInput input_of(uint32_t index, const Rows& rows);
   void combine(float* out);
+  // Of memory_.gates, from row to row.
+  size_t inner_stride() const {
+    return size_t{block_.experts.inner} * (block_.experts.alternating ? 2 : 1);
+  }
 
   Context& context_;
   const MoeBlock& block_;
@@ -328,7 +352,8 @@ kernels::MatmulInput ExpertPass::input_of(uint32_t index, const Rows& rows) {
   const size_t count = grouped_.counts[index];
   const size_t offset = grouped_.offsets[index];
   const size_t cols = matrix.cols;
-  const float* x = memory_.gates + offset * cols;
+  const size_t stride = down ? inner_stride() : cols;
+  const float* x = memory_.gates + offset * stride;
   if (!down) {
     for (size_t i = 0; i < count; ++i) {
       std::memcpy(memory_.gathered + i * cols,
@@ -337,13 +362,14 @@ kernels::MatmulInput ExpertPass::input_of(uint32_t index, const Rows& rows) {
     }
     x = memory_.gathered;
   }
-  prepared_ = {x, cols, count, nullptr};
+  prepared_ = {x, stride, count, nullptr};
   const size_t bytes = kernels::prepared_bytes(matrix.format, cols, count);
   if (bytes != 0) {
     std::byte* out = context_.prepared(bytes);
     context_.pool->parallel_for(
         count, kTokenGrain, [&](size_t begin, size_t end, int) {
-          kernels::prepare_fixed(matrix.format, cols, x, cols, begin, end, out);
+          kernels::prepare_fixed(
+              matrix.format, cols, x, stride, begin, end, out);
         });
     prepared_.prepared = out;
   }
@@ -358,8 +384,6 @@ void ExpertPass::bias(const Rows& rows, size_t count, size_t width, float* y) {
                                       .cols = rows.row_end - rows.row_begin,
                                       .weight = rows.bias};
   float* added = memory_.router;  // not in use since the choice was made
-  const size_t most = kRouterRows * block_.experts.hidden;
-  FLASH_CHECK(values.cols <= most);
   kernels::dequantize_row(values, 0, added);
   for (size_t t = 0; t < count; ++t) {
     float* row = y + t * width + rows.row_begin;
@@ -400,9 +424,17 @@ void ExpertPass::multiply(uint32_t index, const Rows& rows) {
 // All rows of gate and up have come.
 void ExpertPass::finish_inner(uint32_t index) {
   const size_t inner = block_.experts.inner;
-  const size_t offset = grouped_.offsets[index] * inner;
+  const size_t offset = grouped_.offsets[index] * inner_stride();
   context_.pool->parallel_for(
       grouped_.counts[index], kTokenGrain, [&](size_t begin, size_t end, int) {
+        if (block_.experts.alternating) {
+          for (size_t t = begin; t < end; ++t) {
+            activate_turns(block_.activation,
+                           memory_.gates + offset + t * inner_stride(),
+                           inner);
+          }
+          return;
+        }
         activate(block_.activation,
                  memory_.gates + offset + begin * inner,
                  memory_.ups + offset + begin * inner,

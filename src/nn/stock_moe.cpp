@@ -96,17 +96,31 @@ Chosen choose(const MoeBlock& block, const mx::array& gates, mx::Stream s) {
   return {indices, scaled(w)};
 }
 
-// The needed experts of a layer as compact arrays.
+// Gate, up and down.
+constexpr size_t kProjections = 3;
+
+// The layer's matrix that holds a projection: its own, or that of gate and up.
+const ExpertMatrix& matrix_of(const ExpertLayer& layer, size_t projection) {
+  const bool both = layer.matrices.size() < kProjections;
+  return layer.matrices[both && projection > 0 ? projection - 1 : projection];
+}
+
+// The needed experts of a layer as compact arrays, by projection.
 struct Gathered {
   std::vector<Destination> matrices;  // [experts, rows, ...] each
   std::vector<std::optional<mx::array>> biases;
   mx::array places;  // by expert: its place
 };
 
-Gathered new_arrays(const ExpertLayer& layer, int count) {
+Gathered new_arrays(const MoeBlock& block,
+                    const ExpertLayer& layer,
+                    int count) {
   Gathered out{.matrices = {}, .biases = {}, .places = mx::array(0)};
-  for (const ExpertMatrix& matrix : layer.matrices) {
-    const int rows = static_cast<int>(matrix.rows);
+  for (size_t i = 0; i < kProjections; ++i) {
+    const ExpertMatrix& matrix = matrix_of(layer, i);
+    const bool down = i + 1 == kProjections;
+    const int rows =
+        static_cast<int>(down ? block.experts.hidden : block.experts.inner);
     out.matrices.push_back(
         new_weight(matrix.format, matrix.cols, {count, rows}));
     out.biases.emplace_back();
@@ -119,7 +133,20 @@ Gathered new_arrays(const ExpertLayer& layer, int count) {
   return out;
 }
 
-void put_piece(const ExpertLayer& layer,
+// Where row `row` of a matrix of an expert goes.
+struct Target {
+  size_t projection = 0;
+  size_t row = 0;
+};
+
+Target target(const MoeBlock& block, uint32_t matrix, size_t row) {
+  if (!block.experts.alternating) return {matrix, row};
+  if (matrix == 0) return {row % 2, row / 2};
+  return {kProjections - 1, row};
+}
+
+void put_piece(const MoeBlock& block,
+               const ExpertLayer& layer,
                const ExpertStream::Piece& piece,
                size_t place,
                Gathered& out) {
@@ -127,7 +154,6 @@ void put_piece(const ExpertLayer& layer,
     const ExpertStream::Rows& rows = piece.rows[i];
     const ExpertMatrix& matrix = layer.matrices[rows.matrix];
     const uint32_t count = rows.row_end - rows.row_begin;
-    const size_t to = place * matrix.rows + rows.row_begin;
     const kernels::WeightRows w = {.format = matrix.format,
                                    .rows = count,
                                    .cols = matrix.cols,
@@ -135,13 +161,16 @@ void put_piece(const ExpertLayer& layer,
                                    .scales = rows.part[1],
                                    .biases = rows.part[2]};
     for (uint32_t r = 0; r < count; ++r) {
-      put_row(w, r, to + r, out.matrices[rows.matrix]);
-    }
-    if (rows.bias != nullptr) {
+      const Target to = target(block, rows.matrix, rows.row_begin + r);
+      const bool down = to.projection + 1 == kProjections;
+      const size_t row =
+          place * (down ? block.experts.hidden : block.experts.inner) + to.row;
+      put_row(w, r, row, out.matrices[to.projection]);
+      if (rows.bias == nullptr) continue;
       const size_t bytes = dtype_bytes(matrix.bias_dtype);
-      std::memcpy(out.biases[rows.matrix]->data<std::byte>() + to * bytes,
-                  rows.bias,
-                  count * bytes);
+      std::memcpy(out.biases[to.projection]->data<std::byte>() + row * bytes,
+                  rows.bias + r * bytes,
+                  bytes);
     }
   }
 }
@@ -156,7 +185,7 @@ std::optional<Gathered> gather(Context& context,
                 block.routing.top_k,
                 block.experts.count);
   const size_t count = grouped.experts.size();
-  Gathered out = new_arrays(layer, static_cast<int>(count));
+  Gathered out = new_arrays(block, layer, static_cast<int>(count));
   std::vector<uint32_t> places(block.experts.count, 0);
   for (uint32_t i = 0; i < count; ++i) places[grouped.experts[i]] = i;
   out.places =
@@ -174,7 +203,7 @@ std::optional<Gathered> gather(Context& context,
       break;
     }
     if (*piece == nullptr) break;
-    put_piece(layer, **piece, places[(*piece)->expert], out);
+    put_piece(block, layer, **piece, places[(*piece)->expert], out);
     context.experts->release();
   }
   context.experts->end();
@@ -185,13 +214,13 @@ std::optional<Gathered> gather(Context& context,
 
 mx::array switch_linear(const ExpertLayer& layer,
                         const Gathered& experts,
-                        size_t matrix,
+                        size_t projection,
                         const mx::array& x,
                         const mx::array& indices,
                         bool sorted,
                         mx::Stream s) {
-  const Weight& w = experts.matrices[matrix].weight;
-  const WeightFormat& format = layer.matrices[matrix].format;
+  const Weight& w = experts.matrices[projection].weight;
+  const WeightFormat& format = matrix_of(layer, projection).format;
   mx::array y = x;
   if (w.scales) {
     y = mx::gather_qmm(x,
@@ -211,7 +240,7 @@ mx::array switch_linear(const ExpertLayer& layer,
     y = mx::gather_mm(
         x, mx::swapaxes(w.weight, -1, -2, s), std::nullopt, indices, sorted, s);
   }
-  if (const auto& bias = experts.biases[matrix]) {
+  if (const auto& bias = experts.biases[projection]) {
     y = mx::add(y, mx::expand_dims(mx::take(*bias, indices, 0, s), -2, s), s);
   }
   return y;
@@ -239,8 +268,8 @@ mx::array switch_glu(Context& context,
     idx = mx::take(flat, order, 0, s);
   }
   idx = mx::take(experts.places, idx, 0, s);
-  const auto linear = [&](size_t matrix, const mx::array& in) {
-    return switch_linear(layer, experts, matrix, in, idx, sorted, s);
+  const auto linear = [&](size_t projection, const mx::array& in) {
+    return switch_linear(layer, experts, projection, in, idx, sorted, s);
   };
   const mx::array up = linear(1, x);
   const mx::array gate = linear(0, x);

@@ -79,6 +79,30 @@ class Writer {
     add(path + ".weight", dtype, shape(rows, cols), bytes.data(), bytes.size());
   }
 
+  // "<path>_blocks" and "<path>_scales" of gpt_oss.
+  void mxfp4_blocks(const std::string& path,
+                    uint32_t stack,
+                    uint32_t rows,
+                    uint32_t cols) {
+    const uint32_t groups = cols / 32;
+    std::vector<uint8_t> codes(size_t{stack} * rows * cols / 2);
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(random_.bits());
+    std::vector<uint8_t> scales(size_t{stack} * rows * groups);
+    for (uint8_t& scale : scales) {
+      scale = static_cast<uint8_t>(120 + random_.bits() % 3);
+    }
+    add(path + "_blocks",
+        "U8",
+        {stack, rows, groups, 16},
+        codes.data(),
+        codes.size());
+    add(path + "_scales",
+        "U8",
+        {stack, rows, groups},
+        scales.data(),
+        scales.size());
+  }
+
   void save(const std::string& path) const {
     std::string header = header_.dump();
     header.resize((header.size() + 7) / 8 * 8, ' ');
@@ -202,6 +226,12 @@ void write_mlp(const TinyModel& model, const std::string& base, Writer& out) {
                dense_format(DType::kF32));
   }
   const uint32_t stack = model.num_experts;
+  if (model.experts_in_turns) {
+    const std::string own = base + "mlp.experts.";
+    out.mxfp4_blocks(own + "gate_up_proj", stack, 2 * inner, hidden);
+    out.mxfp4_blocks(own + "down_proj", stack, hidden, inner);
+    return;
+  }
   out.matrix(path + "gate_proj", inner, hidden, model.format, stack);
   out.matrix(path + "up_proj", inner, hidden, model.format, stack);
   out.matrix(path + "down_proj", hidden, inner, fitting(model, inner), stack);

@@ -27,6 +27,8 @@ struct TinyModel {
   uint32_t num_experts = 0;  // of each layer; 0: a llama
   uint32_t num_experts_per_tok = 3;
   uint32_t moe_intermediate_size = 64;
+  // Experts as gpt_oss is published: mxfp4, gate and up row by row in turns.
+  bool experts_in_turns = false;
   // Of all matrices: f32, bf16, f16, or affine 4-bit groups of 64.
   WeightFormat format = dense_format(DType::kF32);
   uint64_t seed = 1;
