@@ -568,6 +568,17 @@ def expert_cases() -> list:
     # Widths for groups of 64, and heads of 32.
     wide = dict(hidden_size=192, moe_intermediate_size=64)
     blocks = dict(moe_intermediate_size=64)
+    gguf_deepseek = dict(**blocks, hidden_size=192, intermediate_size=96)
+    # mscale and mscale_all_dim are one number there.
+    yarn = {**tiny_experts.LATENT["rope_scaling"], "mscale": 0.7, "mscale_all_dim": 0.7}
+    gguf_latent = dict(
+        **gguf_deepseek,
+        q_lora_rank=64,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        v_head_dim=32,
+        rope_scaling=yarn,
+    )
     return [
         Case("mixtral_f32", mixtral(), "f32"),
         Case("mixtral_tied_f32", mixtral(tie_word_embeddings=True), "f32"),
@@ -725,6 +736,25 @@ def expert_cases() -> list:
         Case("gguf_qwen3moe_Q8_0", qwen3(**blocks, head_dim=32), "f32", gguf="Q8_0"),
         Case("gguf_qwen3moe_F16", qwen3(), "f32", gguf="F16"),
         Case("gguf_olmoe_Q4_1", olmoe(intermediate_size=96), "f32", gguf="Q4_1"),
+        Case(
+            "gguf_gpt_oss_Q8_0",
+            gpt_oss(head_dim=32, intermediate_size=64),
+            "f32",
+            gguf="Q8_0",
+            chunks=both,
+        ),
+        Case(
+            "gguf_granitemoe_Q8_0",
+            granitemoe(hidden_size=192, intermediate_size=64),
+            "f32",
+            gguf="Q8_0",
+        ),
+        Case("gguf_glm4_moe_Q8_0", glm4_moe(**blocks, intermediate_size=96), "f32", gguf="Q8_0"),
+        Case("gguf_deepseek_Q8_0", deepseek(**gguf_deepseek), "f32", gguf="Q8_0"),
+        Case("gguf_deepseek_v2_F32", v2(**gguf_latent), "f32", gguf="F32"),
+        Case("gguf_deepseek_v2_Q8_0", v2(**gguf_latent), "f32", gguf="Q8_0"),
+        Case("gguf_deepseek_v3_F32", v3(**gguf_latent), "f32", gguf="F32"),
+        Case("gguf_deepseek_v3_Q8_0", v3(**gguf_latent), "f32", gguf="Q8_0"),
     ]
 
 

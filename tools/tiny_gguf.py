@@ -3,8 +3,8 @@
 
 Only what the parity tests need: llama, qwen2 and qwen3 and their relatives with
 experts, the block types of TYPES, metadata as converters write it. The layout
-follows the GGUF specification; q and k rows of llama and mixtral, which GGUF
-calls llama too, are permuted for interleaved rope.
+follows the GGUF specification; q and k rows of PERMUTED are permuted for
+interleaved rope.
 """
 
 import struct
@@ -99,12 +99,25 @@ def permute(w: np.ndarray, heads: int) -> np.ndarray:
 
 
 # What GGUF calls an architecture, where not as config.json.
-ARCHITECTURES = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
+ARCHITECTURES = {
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gpt_oss": "gpt-oss",
+    "glm4_moe": "glm4moe",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+}
+# Whose rows of q and k converters permute.
+PERMUTED = ("llama", "mixtral", "granitemoe", "deepseek")
+# Whose norm in front of the MLP is called so.
+POST_ATTENTION = ("gpt_oss", "glm4_moe")
+SOFTMAX, SIGMOID = 1, 2
 # Matrices that converters keep in float32.
 FLOAT_PARTS = ("ffn_gate_inp.", "ffn_gate_inp_shexp.")
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, model_type: str) -> str:
     fixed = {
         "model.embed_tokens": "token_embd",
         "model.norm": "output_norm",
@@ -130,11 +143,33 @@ def gguf_name(name: str) -> str:
         "mlp.shared_expert.up_proj": "ffn_up_shexp",
         "mlp.shared_expert.down_proj": "ffn_down_shexp",
         "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj": "ffn_up_shexp",
+        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+        "mlp.router": "ffn_gate_inp",
+        "mlp.router.layer": "ffn_gate_inp",
+        "mlp.experts.gate_proj": "ffn_gate_exps",
+        "mlp.experts.up_proj": "ffn_up_exps",
+        "mlp.experts.down_proj": "ffn_down_exps",
+        "self_attn.q_a_proj": "attn_q_a",
+        "self_attn.q_a_layernorm": "attn_q_a_norm",
+        "self_attn.q_b_proj": "attn_q_b",
+        "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+        "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+        "self_attn.kv_b_proj": "attn_kv_b",
+        "self_attn.embed_q": "attn_k_b",
+        "self_attn.unembed_out": "attn_v_b",
     }
+    if model_type in POST_ATTENTION:
+        parts["post_attention_layernorm"] = "post_attention_norm"
     path, kind = name.replace("block_sparse_moe.", "mlp.").rsplit(".", 1)
     if path in fixed:
         return f"{fixed[path]}.{kind}"
     _, _, layer, rest = path.split(".", 3)
+    # Vectors that are no module's.
+    bare = {"sinks": "attn_sinks.weight", "e_score_correction_bias": "exp_probs_b.bias"}
+    if kind in bare:
+        return f"blk.{layer}.{bare[kind]}"
     return f"blk.{layer}.{parts[rest]}.{kind}"
 
 
@@ -156,10 +191,90 @@ def field(key: str, kind: int, value) -> bytes:
     return head + struct.pack({U32: "<I", F32: "<f", BOOL: "<?"}[kind], value)
 
 
+def latent_heads(config: dict) -> dict:
+    """Sizes of latent attention by their GGUF names: one key for all heads."""
+    plain, rotated = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+    return {
+        "attention.head_count_kv": 1,
+        "attention.key_length": config["kv_lora_rank"] + rotated,
+        "attention.value_length": config["kv_lora_rank"],
+        "attention.key_length_mla": plain + rotated,
+        "attention.value_length_mla": config["v_head_dim"],
+        "attention.q_lora_rank": config["q_lora_rank"],
+        "attention.kv_lora_rank": config["kv_lora_rank"],
+        "rope.dimension_count": rotated,
+    }
+
+
+def heads(config: dict) -> dict:
+    if "kv_lora_rank" in config:
+        return latent_heads(config)
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return {
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "rope.dimension_count": int(head_dim * config.get("partial_rotary_factor", 1)),
+    }
+
+
+def expert_fields(arch: str, config: dict) -> list:
+    count = next(
+        (config[k] for k in ("num_experts", "num_local_experts", "n_routed_experts") if k in config),
+        None,
+    )
+    if not count:
+        return []
+    fields = [field(f"{arch}.expert_count", U32, count)]
+    for key, name, kind in (
+        ("num_experts_per_tok", "expert_used_count", U32),
+        ("moe_intermediate_size", "expert_feed_forward_length", U32),
+        ("shared_expert_intermediate_size", "expert_shared_feed_forward_length", U32),
+        ("n_shared_experts", "expert_shared_count", U32),
+        ("first_k_dense_replace", "leading_dense_block_count", U32),
+        ("n_group", "expert_group_count", U32),
+        ("topk_group", "expert_group_used_count", U32),
+        ("routed_scaling_factor", "expert_weights_scale", F32),
+        ("embedding_multiplier", "embedding_scale", F32),
+        ("residual_multiplier", "residual_scale", F32),
+        ("attention_multiplier", "attention.scale", F32),
+        ("logits_scaling", "logit_scale", F32),
+        ("sliding_window", "attention.sliding_window", U32),
+    ):
+        if key in config:
+            fields.append(field(f"{arch}.{name}", kind, config[key]))
+    if config["model_type"] in ("glm4_moe", "deepseek_v2", "deepseek_v3"):
+        sigmoid = config["model_type"] != "deepseek_v2"
+        fields.append(field(f"{arch}.expert_gating_func", U32, SIGMOID if sigmoid else SOFTMAX))
+        fields.append(
+            field(f"{arch}.expert_weights_norm", BOOL, config.get("norm_topk_prob", False))
+        )
+    return fields
+
+
+def scaling_fields(arch: str, config: dict) -> list:
+    scaling = config.get("rope_scaling")
+    if not scaling or config["model_type"] == "glm4_moe":  # mlx-lm ignores its
+        return []
+    kind = scaling.get("type") or scaling["rope_type"]
+    fields = [field(f"{arch}.rope.scaling.type", STRING, kind)]
+    for key, name, of in (
+        ("factor", "factor", F32),
+        ("original_max_position_embeddings", "original_context_length", U32),
+        ("beta_fast", "yarn_beta_fast", F32),
+        ("beta_slow", "yarn_beta_slow", F32),
+    ):
+        if key in scaling:
+            fields.append(field(f"{arch}.rope.scaling.{name}", of, scaling[key]))
+    if "mscale_all_dim" in scaling:
+        # mscale has to be the same: the file has only one of them.
+        value = 0.1 * scaling["mscale_all_dim"]
+        fields.append(field(f"{arch}.rope.scaling.yarn_log_multiplier", F32, value))
+    return fields
+
+
 def metadata(config: dict, tokens: list) -> list:
     arch = ARCHITECTURES.get(config["model_type"], config["model_type"])
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
     fields = [
         field("general.architecture", STRING, arch),
         field("general.name", STRING, "tiny"),
@@ -168,12 +283,9 @@ def metadata(config: dict, tokens: list) -> list:
         field(f"{arch}.context_length", U32, config["max_position_embeddings"]),
         field(f"{arch}.embedding_length", U32, config["hidden_size"]),
         field(f"{arch}.feed_forward_length", U32, config["intermediate_size"]),
-        field(f"{arch}.attention.head_count", U32, heads),
-        field(f"{arch}.attention.head_count_kv", U32, config["num_key_value_heads"]),
-        field(f"{arch}.attention.key_length", U32, head_dim),
-        field(f"{arch}.attention.value_length", U32, head_dim),
+        field(f"{arch}.attention.head_count", U32, config["num_attention_heads"]),
+        *(field(f"{arch}.{name}", U32, size) for name, size in heads(config).items()),
         field(f"{arch}.attention.layer_norm_rms_epsilon", F32, config["rms_norm_eps"]),
-        field(f"{arch}.rope.dimension_count", U32, head_dim),
         field(f"{arch}.rope.freq_base", F32, config["rope_theta"]),
         field(f"{arch}.vocab_size", U32, len(tokens)),
         field("tokenizer.ggml.model", STRING, "gpt2"),
@@ -185,25 +297,7 @@ def metadata(config: dict, tokens: list) -> list:
         field("tokenizer.ggml.bos_token_id", U32, 1),
         field("tokenizer.ggml.eos_token_id", U32, 2),
     ]
-    experts = config.get("num_experts", config.get("num_local_experts"))
-    if experts:
-        fields += [
-            field(f"{arch}.expert_count", U32, experts),
-            field(f"{arch}.expert_used_count", U32, config["num_experts_per_tok"]),
-        ]
-    for key, name in (
-        ("moe_intermediate_size", "expert_feed_forward_length"),
-        ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
-    ):
-        if key in config:
-            fields.append(field(f"{arch}.{name}", U32, config[key]))
-    scaling = config.get("rope_scaling")
-    if scaling:
-        fields += [
-            field(f"{arch}.rope.scaling.type", STRING, scaling["type"]),
-            field(f"{arch}.rope.scaling.factor", F32, scaling["factor"]),
-        ]
-    return fields
+    return fields + expert_fields(arch, config) + scaling_fields(arch, config)
 
 
 def write(path: Path, config: dict, weights: dict, block: str, tokens: list) -> dict:
@@ -212,12 +306,13 @@ def write(path: Path, config: dict, weights: dict, block: str, tokens: list) -> 
     infos, data, meant = [], bytearray(), {}
     for name, array in weights.items():
         value = np.array(array.astype(mx.float32))
-        stored = gguf_name(name)
-        kind = "F32" if value.ndim == 1 or any(p in stored for p in FLOAT_PARTS) else block
+        stored = gguf_name(name, config["model_type"])
+        vector = value.ndim == 1 or stored.endswith(".bias")
+        kind = "F32" if vector or any(p in stored for p in FLOAT_PARTS) else block
         packed, values = encode(value, kind)
         meant[name] = mx.array(values)
         projection = name.split(".")[-2]
-        if config["model_type"] in ("llama", "mixtral") and projection in ("q_proj", "k_proj"):
+        if config["model_type"] in PERMUTED and projection in ("q_proj", "k_proj"):
             key = "num_attention_heads" if projection == "q_proj" else "num_key_value_heads"
             packed, _ = encode(permute(value, config[key]), kind)
         info = string(stored) + struct.pack("<I", value.ndim)

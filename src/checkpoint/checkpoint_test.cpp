@@ -337,6 +337,60 @@ TEST(CheckpointGguf, NamesExperts) {
       64u * 34);
 }
 
+// Latent attention: the sizes of the published heads, whatever is kept for all
+// of them; what predicts further tokens is no layer of ours.
+TEST(CheckpointGguf, NamesLatentAttentionAndItsExperts) {
+  TempFolder folder;
+  const auto writer = [](uint32_t rotated, uint32_t extra) {
+    GgufWriter out;
+    out.string("general.architecture", "deepseek2")
+        .u32("deepseek2.block_count", 5)
+        .u32("deepseek2.nextn_predict_layers", extra)
+        .u32("deepseek2.attention.kv_lora_rank", 512)
+        .u32("deepseek2.attention.key_length", 576)
+        .u32("deepseek2.attention.value_length", 512)
+        .u32("deepseek2.attention.key_length_mla", 192)
+        .u32("deepseek2.attention.value_length_mla", 128)
+        .u32("deepseek2.rope.dimension_count", rotated)
+        .string("deepseek2.rope.scaling.type", "yarn")
+        .f32("deepseek2.rope.scaling.factor", 40)
+        .f32("deepseek2.rope.scaling.yarn_log_multiplier", 0.1F)
+        .u32("deepseek2.expert_count", 256)
+        .u32("deepseek2.expert_group_count", 8)
+        .u32("deepseek2.expert_gating_func", 2)
+        .boolean("deepseek2.expert_weights_norm", true)
+        .tensor("blk.0.attn_k_b.weight", {1, 4, 4}, 0, std::string(64, 0))
+        .tensor("blk.0.attn_sinks.weight", {4}, 0, std::string(16, 0));
+    return out.bytes();
+  };
+  const auto checkpoint =
+      Checkpoint::open(folder.write("latent.gguf", writer(64, 1)));
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().message();
+  const Json& config = checkpoint->config();
+  EXPECT_EQ(config["num_hidden_layers"], 4);
+  EXPECT_EQ(config["qk_nope_head_dim"], 128);
+  EXPECT_EQ(config["qk_rope_head_dim"], 64);
+  EXPECT_EQ(config["v_head_dim"], 128);
+  EXPECT_TRUE(config["q_lora_rank"].is_null());
+  EXPECT_FALSE(config.contains("partial_rotary_factor"));
+  EXPECT_EQ(config["rope_scaling"]["mscale_all_dim"], 1.0);
+  EXPECT_EQ(config["n_routed_experts"], 256);
+  EXPECT_EQ(config["scoring_func"], "sigmoid");
+  EXPECT_EQ(config["topk_method"], "noaux_tc");
+  EXPECT_EQ(config["norm_topk_prob"], true);
+  EXPECT_NE(checkpoint->find("model.layers.0.self_attn.embed_q.weight"),
+            nullptr);
+  EXPECT_NE(checkpoint->find("model.layers.0.self_attn.sinks"), nullptr);
+
+  const auto error = [&](uint32_t rotated, uint32_t extra) {
+    const auto opened =
+        Checkpoint::open(folder.write("wrong.gguf", writer(rotated, extra)));
+    return opened.ok() ? std::string() : opened.status().message();
+  };
+  EXPECT_THAT(error(192, 0), HasSubstr("less than the 192 of a key"));
+  EXPECT_THAT(error(64, 5), HasSubstr("is 5, of 5 blocks"));
+}
+
 // Converters of 2023 wrote the key for dense models, too.
 TEST(CheckpointGguf, NoExpertsAreNone) {
   TempFolder folder;

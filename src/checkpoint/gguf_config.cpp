@@ -38,6 +38,17 @@ constexpr KeyRow kKeys[] = {
     {"expert_used_count", "num_experts_per_tok"},
     {"expert_feed_forward_length", "moe_intermediate_size"},
     {"expert_shared_feed_forward_length", "shared_expert_intermediate_size"},
+    {"expert_shared_count", "n_shared_experts"},
+    {"expert_weights_scale", "routed_scaling_factor"},
+    {"expert_group_count", "n_group"},
+    {"expert_group_used_count", "topk_group"},
+    {"leading_dense_block_count", "first_k_dense_replace"},
+    {"attention.q_lora_rank", "q_lora_rank"},
+    {"attention.kv_lora_rank", "kv_lora_rank"},
+    {"attention.scale", "attention_multiplier"},
+    {"embedding_scale", "embedding_multiplier"},
+    {"residual_scale", "residual_multiplier"},
+    {"logit_scale", "logits_scaling"},
 };
 
 constexpr KeyRow kRopeScalingKeys[] = {
@@ -314,23 +325,6 @@ Status set_layer_types(const GgufFile& file,
   return {};
 }
 
-// What config.json says of experts and llama.cpp knows by the architecture.
-void set_experts(const std::string& architecture, Json& config) {
-  const auto experts = config.find("num_experts");
-  if (experts == config.end()) return;
-  if (*experts == 0) {  // dense models of 2023 have this
-    config.erase("num_experts");
-    config.erase("num_experts_per_tok");
-    return;
-  }
-  constexpr std::string_view kNormalised[] = {"qwen3moe"};
-  config["norm_topk_prob"] =
-      std::find(std::begin(kNormalised), std::end(kNormalised), architecture) !=
-      std::end(kNormalised);
-  config["decoder_sparse_step"] = 1u;  // every layer has experts
-  config["mlp_only_layers"] = Json::array();
-}
-
 Status set_token_ids(const GgufFile& file, uint64_t vocab_size, Json& config) {
   const auto id = [&](const char* key) -> Result<std::optional<uint64_t>> {
     auto value = file.unsigned_integer(key);
@@ -389,9 +383,9 @@ Result<Json> gguf_config(std::span<const GgufFile> files) {
                 std::end(kInterleaved),
                 *architecture) != std::end(kInterleaved);
 
-  set_experts(*architecture, config);
   FLASH_RETURN_IF_ERROR(set_rope(files, prefix, config));
   FLASH_RETURN_IF_ERROR(set_partial_rotary(file, prefix, config));
+  FLASH_RETURN_IF_ERROR(set_gguf_experts(files, *architecture, config));
   FLASH_RETURN_IF_ERROR(set_layer_types(file, prefix, config));
   FLASH_RETURN_IF_ERROR(set_token_ids(file, vocab_size, config));
   return config;

@@ -28,7 +28,18 @@ constexpr NameRow kLayerNames[] = {
     {"attn_output", "self_attn.o_proj"},
     {"attn_q_norm", "self_attn.q_norm"},
     {"attn_k_norm", "self_attn.k_norm"},
+    {"attn_sinks", "self_attn.sinks"},
+    {"attn_q_a", "self_attn.q_a_proj"},
+    {"attn_q_a_norm", "self_attn.q_a_layernorm"},
+    {"attn_q_b", "self_attn.q_b_proj"},
+    {"attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"},
+    {"attn_kv_a_norm", "self_attn.kv_a_layernorm"},
+    {"attn_kv_b", "self_attn.kv_b_proj"},
+    {"attn_k_b", "self_attn.embed_q"},
+    {"attn_v_b", "self_attn.unembed_out"},
     {"ffn_norm", "post_attention_layernorm"},
+    // gpt-oss and glm4moe have this in its place.
+    {"post_attention_norm", "post_attention_layernorm"},
     {"ffn_gate", "mlp.gate_proj"},
     {"ffn_up", "mlp.up_proj"},
     {"ffn_down", "mlp.down_proj"},
@@ -72,8 +83,12 @@ std::string hugging_face_name(std::string_view gguf_name) {
   const std::string_view found =
       translate(kLayerNames, stem.substr(digits + 1));
   if (found.empty()) return std::string(gguf_name);
-  return fmt::format(
-      "model.layers.{}.{}{}", stem.substr(0, digits), found, suffix);
+  // A vector with no layer around it has no suffix there.
+  const bool bare = found == "self_attn.sinks";
+  return fmt::format("model.layers.{}.{}{}",
+                     stem.substr(0, digits),
+                     found,
+                     bare ? "" : suffix);
 }
 
 }  // namespace mlx_flash

@@ -27,4 +27,11 @@ std::string hugging_face_name(std::string_view gguf_name);
 // Always an object with model_type. REQUIRES: files is not empty.
 Result<Json> gguf_config(std::span<const GgufFile> files);
 
+// The part of it that experts and latent attention need, over what the
+// metadata gave `config` by name (gguf_experts.cpp): what llama.cpp knows by
+// the architecture, and what it counts or splits otherwise.
+Status set_gguf_experts(std::span<const GgufFile> files,
+                        const std::string& architecture,
+                        Json& config);
+
 }  // namespace mlx_flash

@@ -159,9 +159,10 @@ Status choose_experts(const Config& config, models::DecoderConfig& model) {
       models::set_top_k(model, config.moe_top_k).at(config.model));
   if (config.moe_top_k != own) {
     log_warning(
-        fmt::format("a token uses {} experts instead of {}: other "
-                    "answers than the model's own",
+        fmt::format("a token uses {} {} instead of {}: other answers than "
+                    "the model's own",
                     config.moe_top_k,
+                    config.moe_top_k == 1 ? "expert" : "experts",
                     own));
   }
   return Status();

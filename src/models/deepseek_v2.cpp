@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "models/config_reader.h"
+#include "models/decoder_sizes.h"
 #include "models/registry.h"
 
 namespace mlx_flash::models {
@@ -24,10 +24,7 @@ Json yarn_scaling(ConfigReader& in) {
 
 MoeConfig experts(ConfigReader& in, uint32_t layers) {
   MoeConfig moe;
-  const uint32_t step = in.size_or("moe_layer_freq", 1);
-  const uint32_t dense = in.whole_or("first_k_dense_replace", 0);
-  moe.layers.assign(layers, false);
-  for (uint32_t i = dense; i < layers; ++i) moe.layers[i] = i % step == 0;
+  moe.layers = layers_after_dense(in, layers, in.size_or("moe_layer_freq", 1));
   moe.moe_intermediate_size = in.size_or("moe_intermediate_size", 1407);
   moe.routing = {
       .experts = in.size("n_routed_experts"),
@@ -40,14 +37,9 @@ MoeConfig experts(ConfigReader& in, uint32_t layers) {
     moe.routing.groups = in.size("n_group");
     moe.routing.groups_kept = in.size("topk_group");
   }
-  if (in.has("n_shared_experts")) {
-    moe.shared_intermediate_size =
-        in.size_times("n_shared_experts", moe.moe_intermediate_size);
-  }
+  moe.shared_intermediate_size = shared_width(in, moe);
   return moe;
 }
-
-}  // namespace
 
 void read_latent_attention(ConfigReader& in, DecoderConfig& out) {
   MlaConfig& mla = out.mla;
@@ -75,23 +67,29 @@ void read_latent_attention(ConfigReader& in, DecoderConfig& out) {
   out.attention_scale = out.attention_scale * mscale * mscale;
 }
 
-Result<DecoderConfig> deepseek_v2_config(const Json& config) {
-  ConfigReader in(config);
-  DecoderConfig out;
-  out.hidden_size = in.size_or("hidden_size", 4096);
-  out.num_hidden_layers = in.size_or("num_hidden_layers", 30);
+}  // namespace
+
+DecoderConfig latent_decoder(ConfigReader& in) {
+  DecoderConfig out = read_sizes(in, kDeepseekSizes);
   out.intermediate_size = in.size_or("intermediate_size", 11008);
-  out.num_attention_heads = in.size_or("num_attention_heads", 32);
-  out.vocab_size = in.size_or("vocab_size", 102400);
-  out.max_position_embeddings = in.size_or("max_position_embeddings", 2048);
-  out.rms_norm_eps = static_cast<float>(in.number_or("rms_norm_eps", 1e-6));
   out.tie_word_embeddings = false;
   out.rope_theta = in.number_or("rope_theta", 10000);
-  out.rope_scaling = yarn_scaling(in);
   read_latent_attention(in, out);
+  return out;
+}
+
+Result<DecoderConfig> deepseek2_config(const Json& config) {
+  const auto scoring = config.find("scoring_func");
+  const bool sigmoid = scoring != config.end() && *scoring == "sigmoid";
+  return sigmoid ? deepseek_v3_config(config) : deepseek_v2_config(config);
+}
+
+Result<DecoderConfig> deepseek_v2_config(const Json& config) {
+  ConfigReader in(config);
+  DecoderConfig out = latent_decoder(in);
+  out.rope_scaling = yarn_scaling(in);
   out.mla.expanded = true;
   if (!in.status().ok()) return in.status();
-  out.windows.assign(out.num_hidden_layers, 0);
   if (in.has("n_routed_experts")) {
     out.moe = experts(in, out.num_hidden_layers);
   }

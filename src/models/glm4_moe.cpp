@@ -6,22 +6,15 @@
 
 #include <fmt/format.h>
 
-#include "models/config_reader.h"
+#include "models/decoder_sizes.h"
 #include "models/registry.h"
 
 namespace mlx_flash::models {
 
 Result<DecoderConfig> glm4_moe_config(const Json& config) {
   ConfigReader in(config);
-  DecoderConfig out;
-  out.hidden_size = in.size("hidden_size");
-  out.num_hidden_layers = in.size("num_hidden_layers");
-  out.num_attention_heads = in.size("num_attention_heads");
-  out.num_key_value_heads = in.size("num_key_value_heads");
-  out.head_dim = in.size("head_dim");
-  out.vocab_size = in.size("vocab_size");
-  out.max_position_embeddings = in.size("max_position_embeddings");
-  out.rms_norm_eps = static_cast<float>(in.number("rms_norm_eps"));
+  DecoderConfig out =
+      read_sizes(in, {.head_dim = kGiven, .max_position_embeddings = kGiven});
   out.tie_word_embeddings = false;
   out.qkv_bias = in.flag("attention_bias");
   out.qk_norm = in.flag("use_qk_norm");
@@ -33,7 +26,6 @@ Result<DecoderConfig> glm4_moe_config(const Json& config) {
     return in.status();
   }
   out.rope_dims = static_cast<uint32_t>(out.head_dim * part);
-  out.windows.assign(out.num_hidden_layers, 0);
   return noaux_experts(in, std::move(out), 1);
 }
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "models/config_reader.h"
+#include "models/decoder_sizes.h"
 #include "models/registry.h"
 
 namespace mlx_flash::models {
@@ -34,15 +34,14 @@ std::vector<uint32_t> windows(ConfigReader& in, uint32_t layers) {
 
 Result<DecoderConfig> gpt_oss_config(const Json& config) {
   ConfigReader in(config);
-  DecoderConfig out;
-  out.hidden_size = in.size_or("hidden_size", 2880);
-  out.num_hidden_layers = in.size_or("num_hidden_layers", 36);
-  out.num_attention_heads = in.size_or("num_attention_heads", 64);
-  out.num_key_value_heads = in.size_or("num_key_value_heads", 8);
-  out.head_dim = in.size_or("head_dim", 64);
-  out.vocab_size = in.size_or("vocab_size", 201088);
-  out.max_position_embeddings = in.size_or("max_position_embeddings", 0);
-  out.rms_norm_eps = static_cast<float>(in.number_or("rms_norm_eps", 1e-5));
+  DecoderConfig out = read_sizes(in,
+                                 {.hidden_size = 2880,
+                                  .num_hidden_layers = 36,
+                                  .num_attention_heads = 64,
+                                  .num_key_value_heads = 8,
+                                  .head_dim = 64,
+                                  .vocab_size = 201088,
+                                  .rms_norm_eps = 1e-5});
   out.tie_word_embeddings = false;
   out.qkv_bias = out.o_bias = true;
   out.attention_sinks = true;

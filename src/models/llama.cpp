@@ -4,7 +4,7 @@
 // (mlx_lm/models/llama.py; mistral is loaded as llama there too, so that a
 // `sliding_window` without `layer_types` changes nothing).
 
-#include "models/config_reader.h"
+#include "models/decoder_sizes.h"
 #include "models/registry.h"
 
 namespace mlx_flash::models {
@@ -26,18 +26,8 @@ Result<DecoderConfig> llama_config(const Json& config) {
   ConfigReader in(config);
   // Only GGUF calls a mixtral llama.
   if (in.has("num_experts")) return mixtral_config(config);
-  DecoderConfig out;
-  out.hidden_size = in.size("hidden_size");
-  out.num_hidden_layers = in.size("num_hidden_layers");
+  DecoderConfig out = read_sizes(in, {.num_key_value_heads = kFromHeads});
   out.intermediate_size = in.size("intermediate_size");
-  out.num_attention_heads = in.size("num_attention_heads");
-  out.num_key_value_heads =
-      in.size_or("num_key_value_heads", out.num_attention_heads);
-  out.head_dim =
-      in.size_or("head_dim", out.hidden_size / out.num_attention_heads);
-  out.vocab_size = in.size("vocab_size");
-  out.max_position_embeddings = in.size_or("max_position_embeddings", 0);
-  out.rms_norm_eps = static_cast<float>(in.number("rms_norm_eps"));
   out.tie_word_embeddings = in.flag_or("tie_word_embeddings", true);
   out.qkv_bias = out.o_bias = in.flag_or("attention_bias", false);
   out.mlp_bias = in.flag_or("mlp_bias", false);

@@ -3,7 +3,9 @@
 // The experts of GLM 4.5 and DeepSeek V3 (`noaux_tc`): sigmoid scores, a
 // correction that only chooses, groups, an MLP beside them.
 
-#include "models/config_reader.h"
+#include <algorithm>
+
+#include "models/decoder_sizes.h"
 #include "models/registry.h"
 
 namespace mlx_flash::models {
@@ -16,12 +18,9 @@ Result<DecoderConfig> noaux_experts(ConfigReader& in,
     in.fail("topk_method must be \"noaux_tc\"");
   }
   MoeConfig& moe = out.moe;
-  const uint32_t dense = in.whole_or("first_k_dense_replace", 0);
-  moe.layers.assign(out.num_hidden_layers, false);
-  for (uint32_t i = dense; i < out.num_hidden_layers; ++i) {
-    moe.layers[i] = i % layer_freq == 0;
-  }
-  if (dense > 0 || layer_freq > 1) {
+  moe.layers = layers_after_dense(in, out.num_hidden_layers, layer_freq);
+  if (std::find(moe.layers.begin(), moe.layers.end(), false) !=
+      moe.layers.end()) {
     out.intermediate_size = in.size("intermediate_size");
   }
   moe.moe_intermediate_size = in.size("moe_intermediate_size");
@@ -37,10 +36,7 @@ Result<DecoderConfig> noaux_experts(ConfigReader& in,
       in.flag_or("norm_topk_prob", true) && moe.routing.top_k > 1;
   moe.correction = "gate.e_score_correction_bias";
   moe.cast_sum = true;
-  if (in.has("n_shared_experts")) {
-    moe.shared_intermediate_size =
-        in.size_times("n_shared_experts", moe.moe_intermediate_size);
-  }
+  moe.shared_intermediate_size = shared_width(in, moe);
   if (!in.status().ok()) return in.status();
   return out;
 }

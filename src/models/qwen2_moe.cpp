@@ -4,7 +4,7 @@
 // a softmax over all experts that is not normalised again, and a shared expert
 // with a weight of its own. Never tied, rope never scaled, as there.
 
-#include "models/config_reader.h"
+#include "models/decoder_sizes.h"
 #include "models/registry.h"
 
 namespace mlx_flash::models {
@@ -26,21 +26,12 @@ void check_rope_scaling(ConfigReader& in) {
 
 Result<DecoderConfig> qwen2_moe_config(const Json& config) {
   ConfigReader in(config);
-  DecoderConfig out;
-  out.hidden_size = in.size("hidden_size");
-  out.num_hidden_layers = in.size("num_hidden_layers");
-  out.num_attention_heads = in.size("num_attention_heads");
-  out.num_key_value_heads =
-      in.size_or("num_key_value_heads", out.num_attention_heads);
-  out.head_dim = out.hidden_size / out.num_attention_heads;
-  out.vocab_size = in.size("vocab_size");
-  out.max_position_embeddings = in.size_or("max_position_embeddings", 0);
-  out.rms_norm_eps = static_cast<float>(in.number("rms_norm_eps"));
+  DecoderConfig out = read_sizes(
+      in, {.num_key_value_heads = kFromHeads, .head_dim_ignored = true});
   out.tie_word_embeddings = false;
   out.qkv_bias = true;
   out.rope_theta = in.number_or("rope_theta", 1000000);
   out.rope_traditional = in.flag_or("rope_traditional", false);
-  out.windows.assign(out.num_hidden_layers, 0);
   check_rope_scaling(in);
 
   MoeConfig& moe = out.moe;

@@ -3,23 +3,15 @@
 // Qwen 3 (mlx_lm/models/qwen3.py): a norm of each head of q and k, a head
 // dimension of its own. Its window settings are ignored, as there.
 
-#include "models/config_reader.h"
+#include "models/decoder_sizes.h"
 #include "models/registry.h"
 
 namespace mlx_flash::models {
 
 Result<DecoderConfig> qwen3_config(const Json& config) {
   ConfigReader in(config);
-  DecoderConfig out;
-  out.hidden_size = in.size("hidden_size");
-  out.num_hidden_layers = in.size("num_hidden_layers");
+  DecoderConfig out = read_sizes(in, {.head_dim = kGiven});
   out.intermediate_size = in.size("intermediate_size");
-  out.num_attention_heads = in.size("num_attention_heads");
-  out.num_key_value_heads = in.size("num_key_value_heads");
-  out.head_dim = in.size("head_dim");
-  out.vocab_size = in.size("vocab_size");
-  out.max_position_embeddings = in.size_or("max_position_embeddings", 0);
-  out.rms_norm_eps = static_cast<float>(in.number("rms_norm_eps"));
   out.tie_word_embeddings = in.flag("tie_word_embeddings");
   out.qk_norm = true;
   // Newer files nest rope_theta and the scaling under rope_parameters; what
@@ -38,7 +30,6 @@ Result<DecoderConfig> qwen3_config(const Json& config) {
     out.rope_theta = in.number("rope_theta");
   }
   if (!in.status().ok()) return in.status();
-  out.windows.assign(out.num_hidden_layers, 0);
   return out;
 }
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "models/config_reader.h"
+#include "models/decoder_sizes.h"
 #include "models/registry.h"
 
 namespace mlx_flash::models {
@@ -35,19 +35,10 @@ std::vector<bool> expert_layers(ConfigReader& in, uint32_t layers) {
 
 Result<DecoderConfig> qwen3_moe_config(const Json& config) {
   ConfigReader in(config);
-  DecoderConfig out;
-  out.hidden_size = in.size("hidden_size");
-  out.num_hidden_layers = in.size("num_hidden_layers");
-  out.num_attention_heads = in.size("num_attention_heads");
-  out.num_key_value_heads = in.size("num_key_value_heads");
-  out.head_dim = in.size("head_dim");
-  out.vocab_size = in.size("vocab_size");
-  out.max_position_embeddings = in.size_or("max_position_embeddings", 0);
-  out.rms_norm_eps = static_cast<float>(in.number("rms_norm_eps"));
+  DecoderConfig out = read_sizes(in, {.head_dim = kGiven});
   out.tie_word_embeddings = in.flag("tie_word_embeddings");
   out.qk_norm = true;
   out.rope_theta = in.number("rope_theta");
-  out.windows.assign(out.num_hidden_layers, 0);
   if (!in.status().ok()) return in.status();
 
   MoeConfig& moe = out.moe;

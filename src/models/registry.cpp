@@ -5,6 +5,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <string_view>
+#include <vector>
 
 #include "kernels/attention.h"
 
@@ -12,7 +14,8 @@ namespace mlx_flash::models {
 namespace {
 
 struct Row {
-  const char* model_type;
+  const char* model_type;  // of config.json; empty: only GGUF calls it so
+  const char* gguf;        // general.architecture; empty: no such files
   Result<DecoderConfig> (*read)(const Json& config);
   // GGUF files of this architecture hold the rows of q and k with rotary
   // pairs side by side.
@@ -20,23 +23,34 @@ struct Row {
 };
 
 constexpr Row kRows[] = {
-    {"deepseek", deepseek_config, false},
-    {"deepseek_v2", deepseek_v2_config, false},
-    {"deepseek_v3", deepseek_v3_config, false},
-    {"glm4_moe", glm4_moe_config, false},
-    {"gpt_oss", gpt_oss_config, false},
-    {"granitemoe", granitemoe_config, false},
-    {"llama", llama_config, true},
-    {"mistral", llama_config, true},  // as mlx-lm: the llama model
-    {"mixtral", mixtral_config, true},
-    {"olmoe", olmoe_config, false},
-    {"qwen2", qwen2_config, false},
-    {"qwen2_moe", qwen2_moe_config, false},
-    {"qwen2moe", qwen2_moe_config, false},  // GGUF
-    {"qwen3", qwen3_config, false},
-    {"qwen3_moe", qwen3_moe_config, false},
-    {"qwen3moe", qwen3_moe_config, false},  // GGUF
+    {"deepseek", "deepseek", deepseek_config, true},
+    {"deepseek_v2", "", deepseek_v2_config, false},
+    {"deepseek_v3", "", deepseek_v3_config, false},
+    {"", "deepseek2", deepseek2_config, false},
+    {"glm4_moe", "glm4moe", glm4_moe_config, false},
+    {"gpt_oss", "gpt-oss", gpt_oss_config, false},
+    {"granitemoe", "granitemoe", granitemoe_config, true},
+    {"llama", "llama", llama_config, true},
+    {"mistral", "", llama_config, false},  // as mlx-lm: the llama model
+    {"mixtral", "", mixtral_config, false},
+    {"olmoe", "olmoe", olmoe_config, false},
+    {"qwen2", "qwen2", qwen2_config, false},
+    {"qwen2_moe", "qwen2moe", qwen2_moe_config, false},
+    {"qwen3", "qwen3", qwen3_config, false},
+    {"qwen3_moe", "qwen3moe", qwen3_moe_config, false},
 };
+
+std::string_view name_of(const Row& row, bool gguf) {
+  return gguf ? row.gguf : row.model_type;
+}
+
+std::vector<std::string_view> supported(bool gguf) {
+  std::vector<std::string_view> names;
+  for (const Row& row : kRows) {
+    if (!name_of(row, gguf).empty()) names.push_back(name_of(row, gguf));
+  }
+  return names;
+}
 
 // GGUF has one set of names for the experts of all architectures.
 void gguf_names(MoeConfig& moe) {
@@ -122,10 +136,6 @@ Status check(const DecoderConfig& config) {
     return wrong(fmt::format("num_attention_heads {} is more than 4096",
                              config.num_attention_heads));
   }
-  if (config.num_hidden_layers > 4096) {
-    return wrong(fmt::format("num_hidden_layers {} is more than 4096",
-                             config.num_hidden_layers));
-  }
   if (!(config.rms_norm_eps >= 0)) {
     return wrong("rms_norm_eps must not be negative");
   }
@@ -143,11 +153,15 @@ Result<DecoderConfig> read_config(const Checkpoint& checkpoint) {
   }
   const auto model_type = it->get<std::string>();
   for (const Row& row : kRows) {
-    if (model_type != row.model_type) continue;
+    const bool gguf = checkpoint.is_gguf();
+    if (model_type.empty() || model_type != name_of(row, gguf)) continue;
     Result<DecoderConfig> config = row.read(json);
     if (!config.ok()) return config.status().at(checkpoint.path());
-    if (checkpoint.is_gguf()) gguf_names(config->moe);
-    if (checkpoint.is_gguf() && row.gguf_interleaved_qk) {
+    if (gguf) gguf_names(config->moe);
+    if (gguf && !checkpoint.find("model.layers.0.self_attn.kv_b_proj.weight")) {
+      config->mla.expanded = false;  // its two halves are all there is
+    }
+    if (gguf && row.gguf_interleaved_qk) {
       // Put back in the published order, they rotate as published too.
       config->qk_row_order = nn::RowOrder::kInterleavedHeads;
       config->rope_traditional = false;
@@ -163,7 +177,7 @@ Result<DecoderConfig> read_config(const Checkpoint& checkpoint) {
       "of mlx-flash), then python -m mlx_flash run --model {0}",
       checkpoint.path(),
       model_type,
-      fmt::join(supported_model_types(), ", ")));
+      fmt::join(supported(checkpoint.is_gguf()), ", ")));
 }
 
 Status set_top_k(DecoderConfig& config, uint32_t top_k) {
@@ -182,12 +196,6 @@ Status set_top_k(DecoderConfig& config, uint32_t top_k) {
   }
   config.moe.routing.top_k = top_k;
   return Status();
-}
-
-std::vector<std::string_view> supported_model_types() {
-  std::vector<std::string_view> types;
-  for (const Row& row : kRows) types.emplace_back(row.model_type);
-  return types;
 }
 
 }  // namespace mlx_flash::models

@@ -2,10 +2,7 @@
 #pragma once
 
 // Which architectures there are: one row each, by the `model_type` of
-// config.json, which for GGUF is general.architecture.
-
-#include <string_view>
-#include <vector>
+// config.json or by GGUF's general.architecture.
 
 #include "base/status.h"
 #include "checkpoint/checkpoint.h"
@@ -20,8 +17,6 @@ Result<DecoderConfig> read_config(const Checkpoint& checkpoint);
 // Lets a token use `top_k` experts. Fails if there are none or not so many.
 Status set_top_k(DecoderConfig& config, uint32_t top_k);
 
-std::vector<std::string_view> supported_model_types();
-
 class ConfigReader;
 
 // The experts of `noaux_tc` (noaux_experts.cpp); every layer_freq-th layer has
@@ -30,11 +25,13 @@ Result<DecoderConfig> noaux_experts(ConfigReader& in,
                                     DecoderConfig out,
                                     uint32_t layer_freq);
 
-// Shapes, scale and rope of latent attention (deepseek_v2.cpp).
-void read_latent_attention(ConfigReader& in, DecoderConfig& out);
+// Sizes and latent attention of DeepSeek V2 and V3 (deepseek_v2.cpp).
+DecoderConfig latent_decoder(ConfigReader& in);
 
 // One function per architecture, in the file of its name.
 Result<DecoderConfig> deepseek_config(const Json& config);
+// GGUF's name for V2 and V3.
+Result<DecoderConfig> deepseek2_config(const Json& config);
 Result<DecoderConfig> deepseek_v2_config(const Json& config);
 Result<DecoderConfig> deepseek_v3_config(const Json& config);
 Result<DecoderConfig> glm4_moe_config(const Json& config);
