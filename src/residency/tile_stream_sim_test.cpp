@@ -2,8 +2,6 @@
 
 // Random schedules, tile sizes, budgets, orders, latencies, faults and
 // cancellations on a simulated device, in one thread and virtual time.
-// FLASH_SEED=n runs only seed n. Seeds and the hashes of their traces are
-// printed, those of many in one.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest-spi.h>
@@ -11,34 +9,23 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cinttypes>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <random>
 #include <set>
 #include <vector>
 
 #include "io/read_queue_sim.h"
+#include "residency/testing/simulation.h"
 #include "residency/tile_stream.h"
 
 namespace mlx_flash {
 namespace {
 
-constexpr uint64_t kAlignment = 512;
+using testing::Dice;
+using testing::for_seeds;
+using testing::random_device;
 
-struct Dice {
-  explicit Dice(uint64_t seed) : engine(seed) {}
-  uint64_t below(uint64_t n) { return engine() % n; }
-  uint64_t between(uint64_t low, uint64_t high) {
-    return low + below(high - low + 1);
-  }
-  bool chance(double p) {
-    return static_cast<double>(engine() >> 11) * 0x1p-53 < p;
-  }
-  std::mt19937_64 engine;
-};
+constexpr uint64_t kAlignment = 512;
 
 // Matrices of one to three parts that follow each other in two files, with
 // odd offsets.
@@ -79,20 +66,6 @@ uint64_t pin_memory(const Schedule& schedule,
     if (pins[t]) bytes += tile_memory_bytes(schedule.tiles()[t], page);
   }
   return bytes;
-}
-
-SimReadQueue::Options random_device(Dice& dice, bool faults) {
-  SimReadQueue::Options o;
-  o.seed = dice.engine();
-  o.depth = static_cast<int>(dice.between(1, 12));
-  o.latency_max_s = dice.chance(0.3) ? 5e-3 : 3e-4;
-  o.bytes_per_s = dice.chance(0.5) ? 1e8 : 1e10;
-  if (faults) {
-    o.short_rate = dice.chance(0.5) ? 0.2 : 0;
-    o.interrupt_rate = dice.chance(0.5) ? 0.1 : 0;
-    o.eio_rate = dice.chance(0.5) ? 0.05 : 0;
-  }
-  return o;
 }
 
 // A place of a file that cannot be read for a while.
@@ -175,8 +148,8 @@ class World {
     check();
     if (!got.ok()) {
       EXPECT_EQ(got.status().code(), StatusCode::kIoError);
-      EXPECT_THAT(got.status().message(), testing::HasSubstr("file-"));
-      EXPECT_THAT(got.status().message(), testing::HasSubstr("offset"));
+      EXPECT_THAT(got.status().message(), ::testing::HasSubstr("file-"));
+      EXPECT_THAT(got.status().message(), ::testing::HasSubstr("offset"));
       ++errors;
       return false;
     }
@@ -309,7 +282,7 @@ class World {
       files.push_back(File::described(
           "file-" + std::to_string(i), sizes[i] + dice.below(3), kAlignment));
     }
-    SimReadQueue::Options options = random_device(dice, faults);
+    SimReadQueue::Options options = random_device(dice, faults, 0.05);
     lasting_faults = faults && dice.chance(0.5);
     options.fault = [this](const ReadRequest& r) {
       const auto file = static_cast<uint32_t>(r.file - files.data());
@@ -319,32 +292,15 @@ class World {
   }
 };
 
-// Runs `body` for many seeds, or for FLASH_SEED alone; prints what it returns.
-template <typename Body>
-void for_seeds(uint64_t count, const Body& body) {
-  if (const char* only = std::getenv("FLASH_SEED")) {
-    const uint64_t seed = std::strtoull(only, nullptr, 10);
-    std::printf("seed %" PRIu64 ": trace %016" PRIx64 "\n", seed, body(seed));
-    return;
-  }
-  uint64_t traces = 0;
-  for (uint64_t seed = 1; seed <= count; ++seed) {
-    SCOPED_TRACE("FLASH_SEED=" + std::to_string(seed));
-    traces = traces * 31 + body(seed);
-    if (testing::Test::HasFailure()) return;
-  }
-  std::printf("seeds 1 to %" PRIu64 ": traces %016" PRIx64 "\n", count, traces);
-}
-
 uint64_t run_story(uint64_t seed, bool faults, uint64_t* errors = nullptr) {
   World world(seed, faults);
-  if (testing::Test::HasFatalFailure()) return 0;
+  if (::testing::Test::HasFatalFailure()) return 0;
   const uint64_t passes = world.dice.between(2, 8);
   for (uint64_t i = 0; i < passes; ++i) {
     world.pass(world.some_order());
     if (world.dice.chance(0.25)) world.change_pins();
     if (world.dice.chance(0.15)) world.open_again();
-    if (testing::Test::HasFailure()) return 0;
+    if (::testing::Test::HasFailure()) return 0;
   }
   if (!faults) {
     EXPECT_EQ(world.errors, 0u);
