@@ -19,7 +19,8 @@ struct PlanSummary {
   uint64_t streamed_bytes = 0;  // M - R: read for every token
   // Of a mixture: what its experts would take, the share of them that may stay
   // in memory, what one token uses of them (not part of pass_bytes), and how
-  // much of that is expected to be in memory.
+  // much of that is expected to be in memory. So are the speeds below: of a run
+  // that has filled the cache; before, it reads expert_cache_bytes more.
   uint64_t expert_bytes = 0;
   uint64_t expert_cache_bytes = 0;
   uint64_t expert_token_bytes = 0;

@@ -267,9 +267,10 @@ std::string plan_table(const PlanSummary& plan, const std::string& model) {
                           bytes(plan.expert_bytes),
                           bytes(plan.expert_cache_bytes)));
     table.row("experts of one token",
-              fmt::format("{}, {:.0f}% expected in memory",
+              fmt::format("{}, {:.0f}% expected in memory once {} were read",
                           bytes(plan.expert_token_bytes),
-                          100 * plan.expert_hit_rate));
+                          100 * plan.expert_hit_rate,
+                          bytes(plan.expert_cache_bytes)));
   }
   table.row("ring",
             fmt::format("{} ({} slots, tiles of at most {}, {} reads at once)",

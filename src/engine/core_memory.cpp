@@ -181,7 +181,7 @@ Status Core::share_out(uint64_t budget) {
 // shares are at the time.
 uint64_t Core::arena_budget(uint64_t ram_bytes) const {
   const uint64_t others = runtime_bytes_ + costs_.small_tensor_bytes +
-                          plan_.activation_bytes +
+                          plan_.activation_bytes + plan_.expert_table_bytes +
                           (stock() ? stock_kv_bytes_ : 0);
   if (others >= ram_bytes) return 0;
   const uint64_t rest = ram_bytes - others;

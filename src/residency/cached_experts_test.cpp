@@ -4,11 +4,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <cerrno>
 #include <numeric>
 #include <string>
 
 #include "io/read_queue_sim.h"
+#include "residency/expert_share.h"
 #include "residency/testing/router_trace.h"
 
 namespace mlx_flash {
@@ -269,6 +274,51 @@ TEST(CachedExperts, ABudgetOfLessThanAPieceIsAnError) {
   model.stream->set_budget(kSlab);
   EXPECT_EQ(model.round(0, chosen).size(), 1u);
 }
+
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+// What the plan sets aside for the cache's own tables is what it allocates: the
+// geometry of a model of 58 layers of 256 experts.
+TEST(CachedExperts, AllocatesWhatThePlanCounts) {
+  const auto allocated = [] {
+    const struct mallinfo2 info = mallinfo2();
+    return info.uordblks + info.hblkhd;
+  };
+  std::vector<ExpertLayer> layers(58);
+  uint64_t at = 0;
+  for (ExpertLayer& layer : layers) {
+    layer.name = "layer";
+    layer.experts = 256;
+    layer.active = 8;
+    ExpertMatrix& matrix = layer.matrices.emplace_back();
+    matrix.rows = 6144;
+    matrix.part_count = 1;
+    for (uint32_t e = 0; e < 256; ++e, at += 6144 * 4032) {
+      matrix.parts.push_back({MatrixPart{0, at, 4032}});
+    }
+  }
+  const ExpertSchedule schedule(layers, 8 << 20, 4096);
+  EXPECT_GT(schedule.pieces(), 2 * schedule.slabs());
+  std::vector<File> files;
+  files.push_back(File::described("experts", at, 4096));
+  SimReadQueue queue({});
+  const auto arena =
+      std::move(Arena::create(CachedExperts::address_bytes(
+                                  schedule, Arena::system_page_bytes()),
+                              64 << 20)
+                    .value());
+  const size_t before = allocated();
+  const auto stream = CachedExperts::create(schedule,
+                                            64 << 20,
+                                            *arena,
+                                            queue,
+                                            files,
+                                            CachedExperts::LookAhead::kNever);
+  const size_t grown = allocated() - before;
+  ASSERT_TRUE(stream.ok()) << stream.status().message();
+  const auto counted = static_cast<double>(expert_table_bytes(schedule));
+  EXPECT_NEAR(static_cast<double>(grown), counted, 0.05 * counted);
+}
+#endif
 
 }  // namespace
 }  // namespace mlx_flash

@@ -53,6 +53,18 @@ ExpertCache::ExpertCache(const ExpertSchedule& schedule,
   set_budget(slots_.budget_bytes());
 }
 
+uint64_t ExpertCache::table_bytes(const ExpertSchedule& schedule) {
+  const uint64_t of_slab = sizeof(resident_[0]) + sizeof(rank_[0]) +
+                           sizeof(ahead_read_[0]) + ExpertFrequency::kSlabBytes;
+  const uint64_t of_piece = sizeof(PieceInfo) + ExpertSlots::kPieceBytes;
+  const uint64_t of_expert =
+      sizeof(Entry) + sizeof(entry_of_[0]) + sizeof(ahead_wanted_[0]);
+  const uint64_t of_read =
+      sizeof(Read) + schedule.requests_max() * sizeof(ReadRequest);
+  return schedule.slabs() * of_slab + schedule.pieces() * of_piece +
+         schedule.experts_max() * of_expert + kReadsMax * of_read;
+}
+
 // --- The consumer ---------------------------------------------------------
 
 void ExpertCache::begin(uint32_t layer,

@@ -50,6 +50,10 @@ class ExpertCache {
   };
   static constexpr uint32_t kReadsMax = 64;
 
+  // What the cache keeps for itself beside the experts' memory, its slots and
+  // frequencies included: 30 bytes a slab and 24 a piece, and the reads.
+  static uint64_t table_bytes(const ExpertSchedule& schedule);
+
   // `schedule` and `files` outlive the cache.
   ExpertCache(const ExpertSchedule& schedule,
               std::span<const File> files,

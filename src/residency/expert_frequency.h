@@ -25,6 +25,9 @@ class ExpertFrequency {
   // In tokens.
   static constexpr std::array<float, kHalfLives> kHalfLife = {3, 20, 150, 1000};
 
+  // What is kept of each expert: counts and score.
+  static constexpr uint64_t kSlabBytes = (kHalfLives + 1) * sizeof(float);
+
   // Experts of each layer, and how many of them a token uses.
   struct Layer {
     uint32_t experts = 0;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <span>
 
+#include "residency/expert_cache.h"
 #include "residency/plan.h"
 
 namespace mlx_flash {
@@ -80,6 +81,10 @@ uint64_t expert_memory_all(const ExpertSchedule& experts, uint64_t page_bytes) {
     bytes += c.pieces * c.slot_bytes;
   }
   return bytes;
+}
+
+uint64_t expert_table_bytes(const ExpertSchedule& experts) {
+  return ExpertCache::table_bytes(experts);
 }
 
 WeightShare share_weights(const Schedule& schedule,

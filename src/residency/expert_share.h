@@ -34,6 +34,9 @@ uint64_t expert_memory_min(const ExpertSchedule& experts, uint64_t page_bytes);
 // Every piece in memory.
 uint64_t expert_memory_all(const ExpertSchedule& experts, uint64_t page_bytes);
 
+// What the cache keeps of them beside their memory, whatever its budget.
+uint64_t expert_table_bytes(const ExpertSchedule& experts);
+
 // Of the bytes that tokens need, how many to expect in memory if a `share` of
 // all experts' bytes fits. From measured routings of models with as many active
 // among as many experts; or from what was learnt of this one.

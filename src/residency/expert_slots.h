@@ -23,6 +23,8 @@ namespace mlx_flash {
 class ExpertSlots {
  public:
   static constexpr uint32_t kNone = UINT32_MAX;
+  // What is kept of each piece: its place in both lists of slots.
+  static constexpr uint64_t kPieceBytes = 2 * sizeof(uint32_t);
 
   static uint64_t address_bytes(const ExpertSchedule& schedule,
                                 uint64_t page_bytes);

@@ -82,13 +82,17 @@ struct Costs {
                             model.kv_tail_bytes_per_token)),
                     limits.page_bytes);
   }
+  uint64_t tables() const {
+    return experts != nullptr ? expert_table_bytes(*experts) : 0;
+  }
   uint64_t arena(const Draft& d) const {
     return add(mul(d.slots, slot()),
                add(add(kv(d.kv_tokens), d.reuse_bytes),
                    add(d.pin_bytes, d.expert_bytes)));
   }
   uint64_t total(const Draft& d) const {
-    const uint64_t fixed = add(limits.runtime_bytes, model.small_tensor_bytes);
+    const uint64_t fixed =
+        add(add(limits.runtime_bytes, tables()), model.small_tensor_bytes);
     const uint64_t arena_bytes = arena(d);
     return add(
         add(fixed, activation(d)),
@@ -275,7 +279,9 @@ Status too_small(const Costs& costs, uint64_t ram_min) {
       megabytes(costs.model.small_tensor_bytes),
       megabytes(costs.activation(d)),
       megabytes(mul(d.slots, costs.slot())),
-      d.expert_bytes > 0 ? megabytes(d.expert_bytes) + " for experts, " : "",
+      d.expert_bytes > 0
+          ? megabytes(d.expert_bytes + costs.tables()) + " for experts, "
+          : "",
       megabytes(costs.kv(d.kv_tokens)),
       d.kv_tokens));
 }
@@ -365,6 +371,7 @@ Result<Plan> make_plan(const Schedule& schedule,
   if (experts != nullptr) {
     plan.weights_bytes = add(plan.weights_bytes, experts->total_bytes());
     plan.expert_bytes_all = expert_memory_all(*experts, limits.page_bytes);
+    plan.expert_table_bytes = costs.tables();
     plan.expert_token_bytes = experts->token_bytes();
   }
   plan.slot_bytes = costs.slot();

@@ -76,6 +76,7 @@ struct Plan {
   // take, A, and what of A is expected in memory.
   uint64_t expert_bytes = 0;
   uint64_t expert_bytes_all = 0;
+  uint64_t expert_table_bytes = 0;  // the cache's own
   uint64_t expert_token_bytes = 0;
   double expert_hit_rate = 0;
   uint64_t streamed_bytes = 0;  // M - R

@@ -6,6 +6,8 @@
 
 #include <random>
 
+#include "residency/expert_share.h"
+
 namespace mlx_flash {
 namespace {
 
@@ -327,6 +329,46 @@ TEST(ChooseQueueDepth, SmallTilesNeedMoreReadsUnderWay) {
   const auto plan = make_plan(schedule, small_costs(), small_limits(60 * kMB));
   ASSERT_TRUE(plan.ok());
   EXPECT_EQ(plan->queue_depth, choose_queue_depth(schedule.tile_bytes_max()));
+}
+
+// The cache's own tables count: with the geometry of a model of 58 x 256
+// experts a budget is the smaller by them.
+TEST(Plan, CountsTheTablesOfManyExperts) {
+  std::vector<ExpertLayer> layers(58);
+  for (size_t l = 0; l < layers.size(); ++l) {
+    layers[l].name = "layer";
+    layers[l].experts = 256;
+    layers[l].active = 8;
+    ExpertMatrix& matrix = layers[l].matrices.emplace_back();
+    matrix.format = dense_format(DType::kBF16);
+    matrix.rows = 6144;
+    matrix.cols = 7168;
+    matrix.part_count = 1;
+    matrix.parts.resize(256);
+    for (uint64_t e = 0; e < 256; ++e) {
+      matrix.parts[e][0] = {0, (l * 256 + e) * 6144 * 4032, 4032};
+    }
+  }
+  const ExpertSchedule experts(layers, 8 << 20, 4096);
+  const uint64_t tables = expert_table_bytes(experts);
+  EXPECT_GT(tables, 1'500'000u);
+  EXPECT_LT(tables, 20'000'000u);
+  const Schedule schedule(small_model(), 64 << 10, 4096);
+  const ModelCosts model = small_costs();
+  Limits limits = small_limits(4000 * kMB);
+  limits.context = 256;
+  const auto plan = make_plan(schedule, model, limits, &experts);
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(plan->expert_table_bytes, tables);
+  Limits least = limits;
+  least.ram_bytes = plan->ram_min_bytes;
+  EXPECT_TRUE(make_plan(schedule, model, least, &experts).ok());
+  // What is there without experts, their two pieces, and the tables.
+  const auto dense = make_plan(schedule, model, limits);
+  ASSERT_TRUE(dense.ok());
+  EXPECT_GE(plan->ram_min_bytes,
+            dense->ram_min_bytes + tables +
+                expert_memory_min(experts, limits.page_bytes));
 }
 
 TEST(ChoosePins, FitsTheBytesAndLeavesLessThanATile) {
