@@ -15,6 +15,7 @@ that the cache of experts hit, missed and evicted where it has to.
 
 import argparse
 import json
+import os
 import random
 import shutil
 import struct
@@ -153,7 +154,7 @@ def check_counters(binary: Path, model: Path, rams: list) -> str:
         same_tokens(report["tokens"], want)
         experts = report["stats"]["experts"]
         uses.add((experts["used"], experts["used_bytes"]))
-        shares.append(experts["hits"] / experts["used"])
+        shares.append((experts["cache_bytes"], experts["hits"] / experts["used"]))
         misses = experts["used"] - experts["hits"]
         held = misses - experts["evictions"]
         fits = ram == rams[-1]
@@ -163,11 +164,85 @@ def check_counters(binary: Path, model: Path, rams: list) -> str:
             raise flash.Failure(f"with all in memory: {experts}")
     if len(uses) != 1:
         raise flash.Failure(f"the budget changes what is used: {uses}")
+    # By what was in memory: what the program itself holds differs from run to run.
+    shares = [share for _, share in sorted(shares)]
     if not (shares[0] < 0.35 and shares[-1] > 0.8):
         raise flash.Failure(f"hit rates {shares}")
-    if any(b < a - 0.02 for a, b in zip(shares, shares[1:])):
+    if any(b < a - 0.03 for a, b in zip(shares, shares[1:])):
         raise flash.Failure(f"more memory, fewer hits: {shares}")
     return "hit rates " + ", ".join(f"{share:.2f}" for share in shares)
+
+
+def check_prompt(binary: Path, model: Path, ram: str) -> str:
+    """Each expert that any row of a forward needs is read once for all of them."""
+    ids = [(i * 37 + 11) % 2048 for i in range(240)]
+    flags = ("--kernels", "fast", "--ctx", 256, "--ram", ram, "--no-learn")
+    _, report = flash.score(
+        binary, model, ids, *flags, "--no-look-ahead", "--chunks", len(ids)
+    )
+    stats = report["stats"]
+    experts, passes = stats["experts"], stats["passes"]
+    slab = experts["used_bytes"] / experts["used"]
+    # Direct reads are of whole sectors: a fifth more of such small ones.
+    most = 1.3 * (experts["used"] - experts["hits"]) * slab
+    if experts["used"] > passes * SLABS or experts["bytes_read"] > most:
+        raise flash.Failure(f"{passes} passes: {experts}")
+    return f"{experts['used']} experts used, {experts['bytes_read']} bytes read"
+
+
+def check_learnt(binary: Path, model: Path, ram: str, cache: Path) -> str:
+    """What is learnt is kept for the next run, for this model alone."""
+    folder = cache / "experts"
+    shutil.rmtree(folder, ignore_errors=True)
+    story = json.loads((model / "greedy.json").read_text())
+    ids = ",".join(map(str, story["prompt_ids"]))
+    flags = ("--ram", ram, "--ctx", CONTEXT)
+
+    def run(*more: object) -> dict:
+        report = flash.call(
+            binary,
+            *("run", "--model", model, "--temp", 0, "--prompt-ids", ids),
+            *("--max-tokens", 40, "--ignore-eos", "--no-look-ahead", *flags, *more),
+        )
+        return report["stats"]["experts"]
+
+    def predicted(of: Path, *more: object) -> float:
+        plan = flash.call(binary, "plan", "--model", of, *flags, *more)
+        return plan["expert_hit_rate"]
+
+    def same(a: float, b: float) -> bool:
+        """But for the little by which the program's own memory differs."""
+        return abs(a - b) < 0.04
+
+    first = run("--no-learn")
+    usual = predicted(model)
+    if folder.exists() and any(folder.iterdir()):
+        raise flash.Failure("--no-learn keeps something")
+    run()
+    learnt = predicted(model)
+    unlearnt = predicted(model, "--no-learn")
+    if same(learnt, usual) or not same(unlearnt, usual):
+        raise flash.Failure(f"predicts {learnt}, {unlearnt} without, before {usual}")
+    again = run()
+    # Of a cache whose size differs by some percent from run to run; that it
+    # helps is shown where it does not (cached_experts_test).
+    if again["hits"] < 0.93 * first["hits"]:
+        raise flash.Failure(f"{again['hits']} hits, unlearnt {first['hits']}")
+    other = cache / "other"
+    shutil.rmtree(other, ignore_errors=True)
+    shutil.copytree(model, other)
+    config = json.loads((model / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "version": 2}))
+    if not same(predicted(other), usual):
+        raise flash.Failure("what was learnt of another model is used")
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    if not same(predicted(model), usual):
+        raise flash.Failure("a torn file is used")
+    return (
+        f"{again['hits']} hits instead of {first['hits']}, "
+        f"{learnt:.2f} predicted instead of {usual:.2f}"
+    )
 
 
 def read_tensors(path: Path) -> dict:
@@ -249,6 +324,9 @@ def all_checks(args: argparse.Namespace) -> list:
         ("story", lambda: check_story(binary, model)),
         ("story, streamed", lambda: check_story(binary, model, *small)),
         ("counters", lambda: check_counters(binary, model, rams)),
+        ("prompt", lambda: check_prompt(binary, model, rams[-1])),
+        ("prompt, streamed", lambda: check_prompt(binary, model, rams[3])),
+        ("learnt", lambda: check_learnt(binary, model, rams[4], args.work / "cache")),
     ]
     same = Same(binary, model)
     for flags in variations(rams):
@@ -267,7 +345,11 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--published", type=Path)
-    checks = all_checks(parser.parse_args())
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    # What is learnt of the models here is nobody else's.
+    os.environ["MLX_FLASH_CACHE"] = str(args.work / "cache")
+    checks = all_checks(args)
     failures = 0
     for name, check in checks:
         try:
