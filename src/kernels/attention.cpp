@@ -239,7 +239,9 @@ HWY_INLINE void join_block(const AttentionShape& shape,
                            AttentionState* state,
                            float* out) {
   const size_t key_stride = shape.kv_heads * shape.head_dim * Kv::kBytes;
-  const size_t value_stride = shape.kv_heads * shape.value_dim * Kv::kBytes;
+  const size_t value_stride =
+      shape.values_in_keys ? key_stride
+                           : shape.kv_heads * shape.value_dim * Kv::kBytes;
   alignas(64) float weights[kKvBlock];
   for (size_t j = begin; j < end; ++j) {
     weights[j] =
@@ -377,18 +379,23 @@ void join_quantised_heads(const AttentionShape& shape,
     const size_t kv_head = h / group;
     const size_t heads =
         std::min({(kv_head + 1) * group - h, head_end - h, kHeadsAtOnce});
-    join_quantised(
-        shape,
-        q + h * shape.head_dim,
-        QuantPart(
-            block.keys, shape.kv_heads, shape.head_dim, block.bits, kv_head),
-        QuantPart(
-            block.values, shape.kv_heads, shape.value_dim, block.bits, kv_head),
-        begin,
-        end,
-        heads,
-        states + (h - head_begin),
-        out + h * shape.value_dim);
+    const QuantPart keys(
+        block.keys, shape.kv_heads, shape.head_dim, block.bits, kv_head);
+    QuantPart values = keys;  // a part of them is in their groups
+    values.dim = shape.value_dim;
+    if (!shape.values_in_keys) {
+      values = QuantPart(
+          block.values, shape.kv_heads, shape.value_dim, block.bits, kv_head);
+    }
+    join_quantised(shape,
+                   q + h * shape.head_dim,
+                   keys,
+                   values,
+                   begin,
+                   end,
+                   heads,
+                   states + (h - head_begin),
+                   out + h * shape.value_dim);
     h += heads;
   }
 }
@@ -418,12 +425,17 @@ void join_heads(const AttentionShape& shape,
     }
     for (size_t h = head_begin; h < head_end; ++h) {
       const size_t kv_head = h / group;
+      const uint8_t* keys = reinterpret_cast<const uint8_t*>(block.keys) +
+                            kv_head * shape.head_dim * Kv::kBytes;
+      const uint8_t* values =
+          shape.values_in_keys
+              ? keys
+              : reinterpret_cast<const uint8_t*>(block.values) +
+                    kv_head * shape.value_dim * Kv::kBytes;
       join_block<Kv>(shape,
                      q + h * shape.head_dim,
-                     reinterpret_cast<const uint8_t*>(block.keys) +
-                         kv_head * shape.head_dim * Kv::kBytes,
-                     reinterpret_cast<const uint8_t*>(block.values) +
-                         kv_head * shape.value_dim * Kv::kBytes,
+                     keys,
+                     values,
                      begin,
                      end,
                      states + (h - head_begin),

@@ -40,6 +40,9 @@ struct AttentionShape {
   // If positive, a score s becomes soft_cap tanh(s / soft_cap), computed as
   // soft_cap - 2 soft_cap / (exp(s * (2 / soft_cap)) + 1).
   float soft_cap = 0;
+  // A value is the first value_dim numbers of its key: KvBlock::values is not
+  // looked at. REQUIRES: value_dim <= head_dim.
+  bool values_in_keys = false;
 };
 
 // The query at `position` sees keys first_key, ..., position (first_key =

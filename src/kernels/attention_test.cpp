@@ -22,7 +22,8 @@ struct Cache {
       values.push_back(fill(shape, shape.value_dim, random));
     }
     for (size_t b = 0; b < keys.size(); ++b) {
-      blocks.push_back({keys[b].data(), values[b].data()});
+      blocks.push_back(
+          {keys[b].data(), shape.values_in_keys ? nullptr : values[b].data()});
     }
   }
 
@@ -61,6 +62,9 @@ std::vector<Case> cases() {
     all.push_back({{5, 5, 256, 512, 0.06f, dtype}, 5, 150, true});
     all.push_back({{4, 2, 64, 64, 0.125f, dtype, 50.0f}, 0, 100, false});
     all.push_back({{3, 1, 37, 19, 0.4f, dtype, 2.0f}, 70, 200, true});
+    all.push_back({{3, 1, 37, 21, 0.4f, dtype, 0, true}, 0, 200, false});
+    all.push_back({{16, 1, 576, 512, 0.1f, dtype, 0, true}, 3, 130, false});
+    all.push_back({{4, 2, 48, 40, 0.1f, dtype, 0, true}, 0, 70, true});
   }
   return all;
 }
@@ -144,8 +148,11 @@ TEST(Attend, AgreesWithSoftmaxInDoublePrecision) {
             reinterpret_cast<const float*>(cache.blocks[j / kKvBlock].keys) +
             (j % kKvBlock * s.kv_heads + kv) * s.head_dim;
         const auto* v =
-            reinterpret_cast<const float*>(cache.blocks[j / kKvBlock].values) +
-            (j % kKvBlock * s.kv_heads + kv) * s.value_dim;
+            s.values_in_keys
+                ? k
+                : reinterpret_cast<const float*>(
+                      cache.blocks[j / kKvBlock].values) +
+                      (j % kKvBlock * s.kv_heads + kv) * s.value_dim;
         double score = 0;
         for (size_t d = 0; d < s.head_dim; ++d) {
           score += static_cast<double>(q[h * s.head_dim + d]) *

@@ -116,6 +116,11 @@ struct Mixed {
     for (size_t b = 0; b < blocks; ++b) {
       const int block_bits = b + 1 < blocks ? bits : 0;
       const size_t k = part(shape.kv_heads, shape.head_dim, block_bits, random);
+      if (shape.values_in_keys) {
+        mixed.push_back({memory[k].data(), nullptr, block_bits});
+        floats.push_back({memory[k + 1].data()});
+        continue;
+      }
       const size_t v =
           part(shape.kv_heads, shape.value_dim, block_bits, random);
       mixed.push_back({memory[k].data(), memory[v].data(), block_bits});
@@ -202,6 +207,16 @@ TEST(Attend, AQuantisedBlockEqualsItsValuesInFloats) {
             {3, 1, 37, 19}}) {
         expect_same(
             {heads, kv_heads, dim, value_dim, 0.2f, DType::kF32}, bits, random);
+      }
+      // The latent of multi-head latent attention; groups that it cuts.
+      for (const auto& [heads, kv_heads, dim, value_dim] :
+           {std::array<size_t, 4>{16, 1, 576, 512},
+            {3, 1, 32, 24},
+            {4, 2, 37, 21}}) {
+        expect_same(
+            {heads, kv_heads, dim, value_dim, 0.2f, DType::kF32, 0, true},
+            bits,
+            random);
       }
     }
   }

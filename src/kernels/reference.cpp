@@ -295,9 +295,11 @@ void attend_head(const AttentionShape& s,
       const float e = reference::exp(score - top);
       acc[j % 16] = acc[j % 16] + e;
       for (size_t d = 0; d < s.value_dim; ++d) {
-        const float v = kv_value(blocks[b].values,
-                                 s.kv_dtype,
-                                 (j * s.kv_heads + kv_head) * s.value_dim + d);
+        const size_t row = j * s.kv_heads + kv_head;
+        const float v =
+            s.values_in_keys
+                ? kv_value(blocks[b].keys, s.kv_dtype, row * s.head_dim + d)
+                : kv_value(blocks[b].values, s.kv_dtype, row * s.value_dim + d);
         o[d] = std::fma(e, v, o[d]);
       }
     }

@@ -70,11 +70,10 @@ void KvCache::resize(Layer& layer, size_t blocks) {
 Status KvCache::open(size_t index, size_t begin, size_t end) {
   Layer& layer = layers_[index];
   resize(layer, std::max(layer.full.size(), blocks_for(end)));
-  const size_t key_bytes = kBlock * layout().key_row_bytes();
   for (size_t b = begin / kBlock; b < blocks_for(end); ++b) {
     if (layer.full[b].keys != nullptr) continue;
     FLASH_ASSIGN_OR_RETURN(std::byte * block, pool_.full().take());
-    layer.full[b] = {.keys = block, .values = block + key_bytes};
+    layer.full[b] = layout().full_at(block);
   }
   for (size_t b = begin / kBlock; layout().raw_keys && b < blocks_for(end);
        ++b) {
@@ -102,7 +101,6 @@ bool KvCache::room_for(uint64_t bytes) const {
 
 void KvCache::make_old(const kernels::KvBlock& full, std::byte* out) const {
   const KvLayout& shape = layout();
-  std::byte* values = out + shape.old_key_bytes();
   if (shape.quant_bits == 0) {
     std::memcpy(out, full.keys, shape.full_bytes());  // values behind keys
     return;
@@ -113,12 +111,13 @@ void KvCache::make_old(const kernels::KvBlock& full, std::byte* out) const {
                        shape.head_dim,
                        shape.quant_bits,
                        out);
+  if (shape.values_in_keys) return;
   kernels::quantize_kv(full.values,
                        shape.dtype,
                        shape.kv_heads,
                        shape.value_dim,
                        shape.quant_bits,
-                       values);
+                       out + shape.old_key_bytes());
 }
 
 Status KvCache::seal_block(size_t index, size_t b) {
@@ -141,9 +140,7 @@ Status KvCache::keep_old(size_t index, size_t b, const FillFn& fill) {
   if (shape.quant_bits != 0 && room_for(pool_.old().stride())) {
     FLASH_ASSIGN_OR_RETURN(std::byte * old, pool_.old().take());
     fill(old);
-    layer.old[b] = {.keys = old,
-                    .values = old + shape.old_key_bytes(),
-                    .bits = shape.quant_bits};
+    layer.old[b] = shape.old_at(old);
     pool_.old_bytes += pool_.old().stride();
     return Status();
   }
@@ -250,13 +247,12 @@ bool KvCache::can_go_back(const Layer& layer,
 
 // What the query at `length` sees in full precision and only the file has.
 Status KvCache::bring_back(Layer& layer, size_t window, size_t length) {
-  const size_t key_bytes = kBlock * layout().key_row_bytes();
   const size_t first =
       std::max(kv_first_block(length, window), kv_old_blocks(length));
   for (size_t b = first; b < blocks_for(length); ++b) {
     if (layer.full[b].keys != nullptr) continue;
     FLASH_ASSIGN_OR_RETURN(std::byte * block, pool_.full().take());
-    layer.full[b] = {.keys = block, .values = block + key_bytes};
+    layer.full[b] = layout().full_at(block);
     layer.dropped = std::min(layer.dropped, b);
     KvReader& reader = *pool_.reader();
     reader.drop();  // what was read ahead for a longer walk
@@ -354,6 +350,7 @@ std::byte* KvCache::key_row(size_t layer, size_t position) {
 }
 
 std::byte* KvCache::value_row(size_t layer, size_t position) {
+  FLASH_CHECK(!layout().values_in_keys);
   const kernels::KvBlock& block = layers_[layer].full[position / kBlock];
   FLASH_CHECK(block.keys != nullptr);
   return const_cast<std::byte*>(block.values) +
@@ -410,7 +407,6 @@ Status KvCache::adopt(const KvVersion& version,
   }
   Layer& layer = layers_[version.layer];
   resize(layer, blocks);
-  const size_t key_bytes = kBlock * shape.key_row_bytes();
   const auto fill = [&](std::byte* out) {
     std::memcpy(out, payload.data(), payload.size());
   };
@@ -429,7 +425,7 @@ Status KvCache::adopt(const KvVersion& version,
   }
   FLASH_ASSIGN_OR_RETURN(std::byte * block, pool_.full().take());
   fill(block);
-  layer.full[b] = {.keys = block, .values = block + key_bytes};
+  layer.full[b] = layout().full_at(block);
   if (shared) {
     layer.old[b] = layer.full[b];
     pool_.old_bytes += pool_.full().stride();

@@ -82,7 +82,8 @@ class KvCache {
   // the query at `length`.
   size_t kept_old(size_t layer, size_t length) const;
 
-  // Where the row of a position is stored. REQUIRES: open.
+  // Where the row of a position is stored. REQUIRES: open; a value that is no
+  // part of its key (layout().values_in_keys).
   std::byte* key_row(size_t layer, size_t position);
   std::byte* value_row(size_t layer, size_t position);
   // Its keys before rope, float32. REQUIRES: open, layout().raw_keys.

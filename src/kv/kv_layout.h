@@ -43,12 +43,15 @@ struct KvLayout {
   std::vector<uint32_t> windows = {};
   // Keys are kept before rope as well, in float32: for KvCache::forget_block().
   bool raw_keys = false;
+  // A value is the first value_dim numbers of its key, and not stored again.
+  bool values_in_keys = false;
 
   size_t key_row_bytes() const {
     return kv_heads * head_dim * dtype_bytes(dtype);
   }
+  // What values take beside keys.
   size_t value_row_bytes() const {
-    return kv_heads * value_dim * dtype_bytes(dtype);
+    return values_in_keys ? 0 : kv_heads * value_dim * dtype_bytes(dtype);
   }
   // One layer's block in full precision: keys, then values.
   size_t full_bytes() const {
@@ -61,10 +64,23 @@ struct KvLayout {
                : kernels::kv_quant_bytes(kv_heads, head_dim, quant_bits);
   }
   size_t old_bytes() const {
-    return quant_bits == 0
-               ? full_bytes()
-               : old_key_bytes() +
-                     kernels::kv_quant_bytes(kv_heads, value_dim, quant_bits);
+    if (quant_bits == 0) return full_bytes();
+    return old_key_bytes() +
+           (values_in_keys
+                ? 0
+                : kernels::kv_quant_bytes(kv_heads, value_dim, quant_bits));
+  }
+  // A block that lies at `memory`.
+  kernels::KvBlock full_at(const std::byte* memory) const {
+    return {.keys = memory,
+            .values = values_in_keys
+                          ? nullptr
+                          : memory + kernels::kKvBlock * key_row_bytes()};
+  }
+  kernels::KvBlock old_at(const std::byte* memory) const {
+    return {.keys = memory,
+            .values = values_in_keys ? nullptr : memory + old_key_bytes(),
+            .bits = quant_bits};
   }
   // Memory of a block.
   size_t full_stride() const { return whole_pages(full_bytes()); }

@@ -73,9 +73,7 @@ Result<KvWalk::Piece> KvWalk::next() {
          held_ < reader_->size() &&
          (held_ == 0 || (held_ < kKvRing / 2 && reader_->done(held_)))) {
     FLASH_ASSIGN_OR_RETURN(const std::byte* payload, reader_->wait(held_));
-    read_[held_] = {.keys = payload,
-                    .values = payload + shape.old_key_bytes(),
-                    .bits = shape.quant_bits};
+    read_[held_] = shape.old_at(payload);
     ++held_;
     ++at_;
   }

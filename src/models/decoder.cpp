@@ -176,7 +176,8 @@ KvLayout Decoder::kv_layout(DType dtype, int quant_bits) const {
             .value_dim = all_heads ? mla.v_head_dim : mla.kv_lora_rank,
             .dtype = dtype,
             .quant_bits = quant_bits,
-            .windows = config_.windows};
+            .windows = config_.windows,
+            .values_in_keys = !all_heads};
   }
   return {.layers = config_.num_hidden_layers,
           .kv_heads = config_.num_key_value_heads,

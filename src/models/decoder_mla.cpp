@@ -39,7 +39,8 @@ Status Decoder::build_latent_attention(uint32_t index,
                    .q_norm = std::nullopt,
                    .k_norm = std::nullopt,
                    .norm_whole = false,
-                   .sinks = std::nullopt};
+                   .sinks = std::nullopt,
+                   .values_in_keys = true};
   const auto norm = [&](const char* name, uint32_t n) -> Result<nn::Norm> {
     FLASH_ASSIGN_OR_RETURN(nn::SmallTensor weight,
                            store.small(base + name + ".weight", n));

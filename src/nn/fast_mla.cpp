@@ -149,7 +149,8 @@ void LatentPass::project(const float* x) {
   fast::linear(context_, mla_.kv_a, memory_.normed, rows_, memory_.kv);
 }
 
-// Norms latents, rotates what is rotated, stores keys and values.
+// Norms latents, rotates what is rotated, stores both as a key: its latent is
+// the value.
 void LatentPass::place_rows() {
   const Rope& rope = *mla_.attention.rope;
   const float* table = step_.rope_table(&rope);
@@ -174,10 +175,6 @@ void LatentPass::place_rows() {
                         key_width(),
                         context_.kv_dtype,
                         row.kv->key_row(layer, row.position));
-      kernels::store_kv(key,
-                        mla_.latent,
-                        context_.kv_dtype,
-                        row.kv->value_row(layer, row.position));
       for (size_t h = 0; h < mla_.heads; ++h) {
         const float* from =
             memory_.q + (t * mla_.heads + h) * q_width() + mla_.plain;

@@ -45,6 +45,8 @@ struct AttentionConfig {
   std::optional<Norm> k_norm;
   bool norm_whole = false;           // those are over all heads at once
   std::optional<SmallTensor> sinks;  // one logit of each head
+  // KvLayout's: a value is the first value_dim numbers of its key.
+  bool values_in_keys = false;
 };
 
 // Where a row of a fast forward belongs.
