@@ -13,51 +13,37 @@
 #include <filesystem>
 #include <fstream>
 
-#include "engine/core.h"
-#include "engine/testing/tiny_model.h"
+#include "engine/testing/session_fixture.h"
 #include "io/testing/faulty_read_queue.h"
 
 namespace mlx_flash {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::Logits;
+using testing::same_bits;
+using testing::SessionTest;
+using testing::text;
 using testing::TinyModel;
-using testing::write_tiny_model;
 
 constexpr size_t kTokens = 420;
-using Logits = std::vector<std::vector<float>>;
 
-bool same_bits(const Logits& a, const Logits& b) {
-  if (a.size() != b.size()) return false;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i].size() != b[i].size() ||
-        std::memcmp(a[i].data(), b[i].data(), a[i].size() * 4) != 0) {
-      return false;
-    }
-  }
-  return true;
-}
-
-uint32_t token_at(size_t i, uint32_t vocab) {
-  return static_cast<uint32_t>((i * 37 + i * i * 11 + 5) % vocab);
+uint32_t token_at(size_t i, uint32_t salt = 0) {
+  return static_cast<uint32_t>(text(i, i + 1, salt)[0]);
 }
 
 // Runs tokens [begin, end) in chunks; their logits.
-Logits feed(Core& core,
-            SessionState& session,
-            size_t begin,
-            size_t end,
-            size_t chunk,
-            uint32_t salt = 0) {
+Logits run(Core& core,
+           SessionState& session,
+           size_t begin,
+           size_t end,
+           size_t chunk,
+           uint32_t salt = 0) {
   Logits logits;
-  const auto vocab = static_cast<uint32_t>(core.vocab_size());
   for (size_t at = begin; at < end; at += chunk) {
     std::vector<BatchRow> batch;
     for (size_t i = at; i < std::min(end, at + chunk); ++i) {
-      batch.push_back({&session,
-                       static_cast<uint32_t>(i),
-                       (token_at(i, vocab) + salt) % vocab,
-                       true});
+      batch.push_back(
+          {&session, static_cast<uint32_t>(i), token_at(i, salt), true});
     }
     const Status status =
         core.forward(batch, [&](size_t, std::span<const float> row) {
@@ -69,48 +55,35 @@ Logits feed(Core& core,
   return logits;
 }
 
-class KvExactness : public ::testing::Test {
+class KvExactness : public SessionTest {
  protected:
   void SetUp() override {
     TinyModel model;
     model.sliding_window = 100;
-    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
+    write(model);
   }
 
   Config config(int bits) {
-    Config config;
-    config.model = folder_.path() + "/m";
-    config.ram_bytes = 1'000'000'000;
-    config.context = kTokens + 100;
+    Config config = SessionTest::config(bits, kTokens + 100);
     config.prefill_rows = kTokens;
-    config.threads = 1;
-    config.kernels = Kernels::kFast;
-    config.io = IoBackend::kThreads;
-    config.kv_quant = bits;
     return config;
   }
 
   static std::unique_ptr<Core> open(const Config& config) {
-    Core::Hooks hooks;
-    hooks.runtime_bytes = 1'000'000;
-    auto core = Core::open(config, hooks);
-    EXPECT_TRUE(core.ok()) << core.status().message();
-    return core.ok() ? std::move(core).value() : nullptr;
+    return open_core(config);
   }
-
-  TemporaryFolder folder_;
 };
 
 TEST_F(KvExactness, QuantisedBlocksAreSeenAndOnlyByQueriesPastTheWindow) {
   const auto full = open(config(0));
   ASSERT_NE(full, nullptr);
   SessionState session(*full);
-  const Logits exact = feed(*full, session, 0, kTokens, kTokens);
+  const Logits exact = run(*full, session, 0, kTokens, kTokens);
   for (const int bits : {8, 4}) {
     const auto core = open(config(bits));
     ASSERT_NE(core, nullptr);
     SessionState other(*core);
-    const Logits logits = feed(*core, other, 0, kTokens, kTokens);
+    const Logits logits = run(*core, other, 0, kTokens, kTokens);
     ASSERT_EQ(logits.size(), exact.size());
     // The first block is old from position 191 on.
     for (size_t t = 0; t < kTokens; ++t) {
@@ -128,10 +101,10 @@ TEST_F(KvExactness, ChunksThreadsAndBudgetsChangeNoBit) {
     const auto whole = open(config);
     ASSERT_NE(whole, nullptr);
     SessionState session(*whole);
-    const Logits expected = feed(*whole, session, 0, kTokens, kTokens);
+    const Logits expected = run(*whole, session, 0, kTokens, kTokens);
     for (const size_t chunk : {1u, 50u, 64u, 193u}) {
       SessionState other(*whole);
-      EXPECT_TRUE(same_bits(expected, feed(*whole, other, 0, kTokens, chunk)))
+      EXPECT_TRUE(same_bits(expected, run(*whole, other, 0, kTokens, chunk)))
           << bits << " " << chunk;
     }
     config.threads = 2;
@@ -143,7 +116,7 @@ TEST_F(KvExactness, ChunksThreadsAndBudgetsChangeNoBit) {
     const auto tight = open(config);
     ASSERT_NE(tight, nullptr);
     SessionState third(*tight);
-    EXPECT_TRUE(same_bits(expected, feed(*tight, third, 0, kTokens, 300)));
+    EXPECT_TRUE(same_bits(expected, run(*tight, third, 0, kTokens, 300)));
     EXPECT_GT(tight->counters().tiles_streamed, 0u);
   }
 }
@@ -153,18 +126,18 @@ TEST_F(KvExactness, GoingBackAndOnAgainChangesNoBit) {
     const auto core = open(config(bits));
     ASSERT_NE(core, nullptr);
     SessionState session(*core);
-    const Logits expected = feed(*core, session, 0, kTokens, kTokens);
+    const Logits expected = run(*core, session, 0, kTokens, kTokens);
     for (const size_t back : {1u, 17u, 63u, 64u, 200u, 300u}) {
       SessionState other(*core);
-      feed(*core, other, 0, kTokens - back, 170);
-      feed(*core, other, kTokens - back, kTokens, 90, 3);
+      run(*core, other, 0, kTokens - back, 170);
+      run(*core, other, kTokens - back, kTokens, 90, 3);
       const bool kept = other.truncate(kTokens - back);
       if (back <= kKvRollback) {
         EXPECT_TRUE(kept) << bits << " " << back;
       }
       EXPECT_EQ(other.length(), kept ? kTokens - back : 0);
       const size_t from = other.length();
-      const Logits again = feed(*core, other, from, kTokens, 77);
+      const Logits again = run(*core, other, from, kTokens, 77);
       EXPECT_TRUE(same_bits(
           Logits(expected.begin() + static_cast<long>(from), expected.end()),
           again))
@@ -177,16 +150,15 @@ TEST_F(KvExactness, TwoSessionsInOneBatchEqualEachAlone) {
   const auto core = open(config(8));
   ASSERT_NE(core, nullptr);
   SessionState alone(*core);
-  const Logits expected = feed(*core, alone, 0, kTokens, kTokens);
+  const Logits expected = run(*core, alone, 0, kTokens, kTokens);
   SessionState a(*core);
   SessionState b(*core);
-  feed(*core, a, 0, 250, 250);
-  feed(*core, b, 0, 400, 130);
+  run(*core, a, 0, 250, 250);
+  run(*core, b, 0, 400, 130);
   std::vector<BatchRow> batch;
-  const auto vocab = static_cast<uint32_t>(core->vocab_size());
   for (uint32_t i = 0; i < 20; ++i) {
-    batch.push_back({&a, 250 + i, token_at(250 + i, vocab), true});
-    batch.push_back({&b, 400 + i, token_at(400 + i, vocab), true});
+    batch.push_back({&a, 250 + i, token_at(250 + i), true});
+    batch.push_back({&b, 400 + i, token_at(400 + i), true});
   }
   size_t seen = 0;
   const Status status =
@@ -199,24 +171,74 @@ TEST_F(KvExactness, TwoSessionsInOneBatchEqualEachAlone) {
   EXPECT_EQ(seen, 40u);
 }
 
+// Latent attention, published as V2 and V3: a latent is key and value at once.
+TEST_F(KvExactness, OfLatentsOneCopyIsKeptAndNoBitChanges) {
+  TinyModel model;
+  model.kv_lora_rank = 96;
+  model.q_lora_rank = 64;
+  for (const bool v2 : {false, true}) {
+    model.latent_v2 = v2;
+    write(model);
+    Logits full;
+    for (const int bits : {0, 8, 4}) {
+      Config config = this->config(bits);
+      const auto whole = open(config);
+      ASSERT_NE(whole, nullptr);
+      const KvLayout layout = whole->model().kv_layout(DType::kF16, bits);
+      EXPECT_EQ(layout.full_bytes(), 64u * (96 + 16) * 2);
+      EXPECT_EQ(layout.old_bytes(),
+                bits == 0 ? layout.full_bytes()
+                          : kernels::kv_quant_bytes(1, 96 + 16, bits));
+      SessionState session(*whole);
+      const Logits expected = run(*whole, session, 0, kTokens, kTokens);
+      if (bits == 0) full = expected;
+      // Old ones are seen quantised, from position 191 on.
+      EXPECT_TRUE(testing::same_row(expected[190], full[190]));
+      EXPECT_EQ(testing::same_row(expected[191], full[191]), bits == 0);
+      for (const size_t chunk : {1u, 50u, 64u}) {
+        SessionState other(*whole);
+        EXPECT_TRUE(same_bits(expected, run(*whole, other, 0, kTokens, chunk)))
+            << bits << " " << chunk;
+        ASSERT_TRUE(other.truncate(kTokens - chunk));
+        run(*whole, other, kTokens - chunk, kTokens, 30, 3);
+        ASSERT_TRUE(other.truncate(kTokens - chunk));
+        EXPECT_TRUE(same_bits(
+            Logits(expected.end() - static_cast<long>(chunk), expected.end()),
+            run(*whole, other, kTokens - chunk, kTokens, 7)));
+      }
+      config.threads = 2;
+      Core::Hooks hooks;
+      hooks.runtime_bytes = 1'000'000;
+      const auto plan = Core::plan_only(config, hooks);
+      ASSERT_TRUE(plan.ok());
+      config.ram_bytes = plan->ram_min_bytes;
+      const auto tight = open(config);
+      ASSERT_NE(tight, nullptr);
+      SessionState third(*tight);
+      EXPECT_TRUE(same_bits(expected, run(*tight, third, 0, kTokens, 300)));
+      EXPECT_GT(tight->counters().tiles_streamed, 0u);
+    }
+  }
+}
+
 // Long enough that old blocks leave memory: the newest tokens' share is 640.
 constexpr size_t kLong = 1100;
 
 class KvOnDisk : public KvExactness {
  protected:
-  void SetUp() override {
-    TinyModel model;
+  void SetUp() override { write(long_model()); }
+
+  static TinyModel long_model() {
+    TinyModel model = testing::smallest_model();
+    model.num_hidden_layers = 3;
+    model.num_attention_heads = 4;
+    model.num_key_value_heads = 2;
     model.max_position_embeddings = 32768;
-    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
+    return model;
   }
 
   Config disk_config(int bits) {
-    Config config = this->config(bits);
-    config.context = kLong + 100;
-    config.prefill_rows = 300;
-    config.kv_ram_bytes = 1;  // the least
-    config.kv_dir = folder_.path() + "/kv";
-    return config;
+    return SessionTest::disk_config(bits, kLong + 100);
   }
 
   size_t files() {
@@ -236,7 +258,7 @@ TEST_F(KvOnDisk, BlocksFromTheFileChangeNoBit) {
     const auto memory = open(config);
     ASSERT_NE(memory, nullptr);
     SessionState session(*memory);
-    const Logits expected = feed(*memory, session, 0, kLong, 300);
+    const Logits expected = run(*memory, session, 0, kLong, 300);
     EXPECT_EQ(memory->counters().kv_bytes_written, 0u);
 
     config = disk_config(bits);
@@ -245,8 +267,8 @@ TEST_F(KvOnDisk, BlocksFromTheFileChangeNoBit) {
       ASSERT_NE(core, nullptr);
       EXPECT_GT(core->plan().kv_disk_bytes_max, 0u);
       SessionState other(*core);
-      Logits logits = feed(*core, other, 0, kLong - 30, chunk);
-      const Logits last = feed(*core, other, kLong - 30, kLong, 1);
+      Logits logits = run(*core, other, 0, kLong - 30, chunk);
+      const Logits last = run(*core, other, kLong - 30, kLong, 1);
       logits.insert(logits.end(), last.begin(), last.end());
       EXPECT_TRUE(same_bits(expected, logits)) << bits << " " << chunk;
       const StreamCounters counters = core->counters();
@@ -259,7 +281,7 @@ TEST_F(KvOnDisk, BlocksFromTheFileChangeNoBit) {
       // Back, and on again.
       ASSERT_TRUE(other.truncate(kLong - 60));
       EXPECT_TRUE(same_bits(Logits(expected.end() - 60, expected.end()),
-                            feed(*core, other, kLong - 60, kLong, 9)));
+                            run(*core, other, kLong - 60, kLong, 9)));
       other.truncate(0);
       EXPECT_EQ(core->counters().kv_disk_bytes, 0u);
     }
@@ -272,7 +294,7 @@ TEST_F(KvOnDisk, InFullPrecisionAnyPositionComesBackFromTheFile) {
   const auto memory = open(config);
   ASSERT_NE(memory, nullptr);
   SessionState session(*memory);
-  const Logits expected = feed(*memory, session, 0, kLong, 300);
+  const Logits expected = run(*memory, session, 0, kLong, 300);
   config = disk_config(0);
   for (const int threads : {1, 2}) {
     config.threads = threads;
@@ -283,8 +305,8 @@ TEST_F(KvOnDisk, InFullPrecisionAnyPositionComesBackFromTheFile) {
       const size_t to = kLong - back;
       // Other tokens where it goes back over.
       ASSERT_TRUE(other.truncate(to));
-      feed(*core, other, other.length(), to, 170);
-      feed(*core, other, to, kLong, 210, 3);
+      run(*core, other, other.length(), to, 170);
+      run(*core, other, to, kLong, 210, 3);
       const uint64_t read = core->counters().kv_bytes_read;
       ASSERT_TRUE(other.truncate(to)) << back;
       EXPECT_EQ(other.length(), to);
@@ -295,11 +317,11 @@ TEST_F(KvOnDisk, InFullPrecisionAnyPositionComesBackFromTheFile) {
       EXPECT_TRUE(
           same_bits(Logits(expected.begin() + static_cast<long>(to),
                            expected.begin() + static_cast<long>(to) + 9),
-                    feed(*core, other, to, to + 9, 1)))
+                    run(*core, other, to, to + 9, 1)))
           << back;
       EXPECT_TRUE(same_bits(
           Logits(expected.begin() + static_cast<long>(to) + 9, expected.end()),
-          feed(*core, other, to + 9, kLong, threads == 1 ? 64 : 301)))
+          run(*core, other, to + 9, kLong, threads == 1 ? 64 : 301)))
           << back;
       ASSERT_TRUE(other.truncate(to - 1));
       EXPECT_LE(core->counters().kv_ram_bytes, core->plan().kv_bytes_max);
@@ -322,37 +344,37 @@ TEST_F(KvOnDisk, ABlockThatDoesNotComeBackIsComputedAgain) {
   ASSERT_TRUE(core.ok()) << core.status().message();
   {
     SessionState session(**core);
-    const Logits expected = feed(**core, session, 0, 900, 300);
+    const Logits expected = run(**core, session, 0, 900, 300);
     faulty->fail_read(faulty->reads_submitted() + 3, 100);
     EXPECT_FALSE(session.truncate(500));
     EXPECT_EQ(session.length(), 0u);
     EXPECT_EQ((*core)->counters().kv_disk_bytes, 0u);
     faulty->clear();
-    EXPECT_TRUE(same_bits(expected, feed(**core, session, 0, 900, 128)));
+    EXPECT_TRUE(same_bits(expected, run(**core, session, 0, 900, 128)));
   }
   core->reset();
 }
 
 TEST_F(KvOnDisk, SlidingLayersBesideOthersChangeNoBit) {
-  TinyModel model;
+  TinyModel model = long_model();
   model.max_position_embeddings = 32768;
   model.sliding_window = 300;
-  ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
+  write(model);
   for (const int bits : {0, 4, 8}) {
     Config config = disk_config(bits);
     config.kv_ram_bytes = 0;
     const auto memory = open(config);
     ASSERT_NE(memory, nullptr);
     SessionState session(*memory);
-    const Logits expected = feed(*memory, session, 0, kLong, 300);
+    const Logits expected = run(*memory, session, 0, kLong, 300);
     config = disk_config(bits);
     for (const size_t chunk : {300u, 77u}) {
       config.threads = chunk == 77 ? 2 : 1;
       const auto core = open(config);
       ASSERT_NE(core, nullptr);
       SessionState other(*core);
-      Logits logits = feed(*core, other, 0, kLong - 30, chunk);
-      const Logits last = feed(*core, other, kLong - 30, kLong, 1);
+      Logits logits = run(*core, other, 0, kLong - 30, chunk);
+      const Logits last = run(*core, other, kLong - 30, kLong, 1);
       logits.insert(logits.end(), last.begin(), last.end());
       EXPECT_TRUE(same_bits(expected, logits)) << bits << " " << chunk;
       const StreamCounters counters = core->counters();
@@ -369,7 +391,7 @@ TEST_F(KvOnDisk, SlidingLayersBesideOthersChangeNoBit) {
       EXPECT_LE(counters.kv_disk_bytes / record, others + slide * 5);
       ASSERT_TRUE(other.truncate(kLong - 64));
       EXPECT_TRUE(same_bits(Logits(expected.end() - 64, expected.end()),
-                            feed(*core, other, kLong - 64, kLong, 9)));
+                            run(*core, other, kLong - 64, kLong, 9)));
     }
   }
 }
@@ -408,7 +430,7 @@ TEST_F(KvOnDisk, AFullDiskEndsTheForwardAndKeepsWhatWasSaid) {
   auto core = Core::open(config, hooks);
   ASSERT_TRUE(core.ok()) << core.status().message();
   SessionState session(**core);
-  feed(**core, session, 0, 300, 100);
+  run(**core, session, 0, 300, 100);
   std::vector<BatchRow> batch;
   for (uint32_t i = 300; i < 600; ++i) batch.push_back({&session, i, 1, true});
   const Status full = (*core)->forward(batch, {});
@@ -418,10 +440,10 @@ TEST_F(KvOnDisk, AFullDiskEndsTheForwardAndKeepsWhatWasSaid) {
   EXPECT_EQ(session.length(), 300u);
   // With room again it goes on, with the bits of an undisturbed run.
   left = 1 << 20;
-  const Logits logits = feed(**core, session, 300, 800, 200);
+  const Logits logits = run(**core, session, 300, 800, 200);
   const auto other = open(disk_config(8));
   SessionState fresh(*other);
-  const Logits expected = feed(*other, fresh, 0, 800, 300);
+  const Logits expected = run(*other, fresh, 0, 800, 300);
   EXPECT_TRUE(
       same_bits(Logits(expected.begin() + 300, expected.end()), logits));
 }
@@ -464,7 +486,7 @@ TEST_F(KvOnDisk, ALostOrChangedBlockIsNeverUsed) {
     ASSERT_TRUE(core.ok()) << core.status().message();
     {
       SessionState session(**core);
-      const Logits before = feed(**core, session, 0, 700, 300);
+      const Logits before = run(**core, session, 0, 700, 300);
       const std::string what = fault;
       // All weights are in memory by now: the next reads are of the KV file.
       const uint64_t k = faulty->reads_submitted() + 2;
@@ -479,7 +501,7 @@ TEST_F(KvOnDisk, ALostOrChangedBlockIsNeverUsed) {
           << status.message();
       EXPECT_EQ(session.length(), 700u);
       faulty->clear();
-      const Logits after = feed(**core, session, 700, 760, 60);
+      const Logits after = run(**core, session, 700, 760, 60);
       EXPECT_EQ(after.size(), 60u);
     }
     core->reset();

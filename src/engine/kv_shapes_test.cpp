@@ -1,27 +1,23 @@
 // SPDX-License-Identifier: MIT
 
 // Every geometry that a cache may have: wide, narrow and uneven heads, windows
-// of any size beside a context of any size. In memory, on disk, restored,
-// reused and cut into chunks a session gives the same bits.
+// of any size beside a context of any size, latents. In memory, on disk,
+// restored, reused and cut into chunks a session gives the same bits.
 
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <ostream>
 
-#include "engine/session.h"
-#include "engine/testing/tiny_model.h"
+#include "engine/testing/session_fixture.h"
 
 namespace mlx_flash {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::ends_with;
+using testing::Logits;
+using testing::SessionTest;
+using testing::text;
 using testing::TinyModel;
-using testing::write_tiny_model;
-
-constexpr uint32_t kVocab = 307;
-using Ids = std::vector<int32_t>;
-using Logits = std::vector<std::vector<float>>;
 
 struct Shape {
   uint32_t head_dim;
@@ -30,12 +26,14 @@ struct Shape {
   uint32_t window;  // 0: none
   size_t tokens;
   uint64_t context;
+  uint32_t latent = 0;  // of latent attention; 0: keys and values apart
+  bool latent_v2 = false;
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
   return out << "head_dim " << s.head_dim << " heads " << s.heads << "/"
              << s.kv_heads << " window " << s.window << " tokens " << s.tokens
-             << " of " << s.context;
+             << " of " << s.context << " latent " << s.latent;
 }
 
 // Widths from a single group of 16 on; ratios of heads from 1 to all; windows
@@ -53,78 +51,48 @@ constexpr Shape kShapes[] = {
     {64, 6, 2, 900, 500, 512},
     {48, 2, 1, 3, 63, 64},
     {64, 2, 1, 0, 1, 64},
+    // Latent attention; the latent ends where a group does, or inside of one.
+    {32, 3, 3, 0, 400, 512, 128},
+    {24, 2, 2, 0, 330, 330, 40, true},
 };
 
-class KvShapes : public ::testing::TestWithParam<Shape> {
+class KvShapes : public SessionTest,
+                 public ::testing::WithParamInterface<Shape> {
  protected:
   void SetUp() override {
     const Shape& s = GetParam();
-    TinyModel model;
-    model.hidden_size = 64;
-    model.num_hidden_layers = 2;
-    model.intermediate_size = 64;
+    TinyModel model = testing::smallest_model();
     model.num_attention_heads = s.heads;
     model.num_key_value_heads = s.kv_heads;
     model.head_dim = s.head_dim;
     model.sliding_window = s.window;
-    model.max_position_embeddings = 8192;
-    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
-    for (size_t i = 0; i < s.tokens; ++i) {
-      ids_.push_back(static_cast<int32_t>((i * 37 + i * i * 11 + 5) % kVocab));
-    }
+    model.kv_lora_rank = s.latent;
+    model.latent_v2 = s.latent_v2;
+    model.q_lora_rank = s.latent_v2 ? 0 : 24;
+    write(model);
   }
 
   std::unique_ptr<Engine> open(int bits, bool disk, uint64_t reuse = 0) {
-    Config config;
-    config.model = folder_.path() + "/m";
-    config.ram_bytes = 1'000'000'000;
     // Long enough that old blocks go to the file where they may.
-    config.context = disk ? 8000 : GetParam().context;
+    Config config = disk ? disk_config(bits, 8000)
+                         : SessionTest::config(bits, GetParam().context);
     config.prefill_rows = 256;
     config.threads = disk ? 2 : 1;
-    config.kernels = Kernels::kFast;
-    config.io = IoBackend::kThreads;
-    config.kv_quant = bits;
     config.kv_reuse_bytes = reuse;
-    if (disk) config.kv_ram_bytes = 1;  // the least
-    config.kv_dir = folder_.path() + "/kv";
-    auto engine = Engine::open(config);
-    EXPECT_TRUE(engine.ok()) << engine.status().message();
-    return engine.ok() ? std::move(engine).value() : nullptr;
+    return SessionTest::open(config);
   }
 
   // Logits of what the session lacks of the first `end` tokens.
-  Logits feed(Session& session, size_t end, std::vector<uint32_t> chunks = {}) {
-    Logits logits;
-    const auto fresh = std::span(ids_).first(end).subspan(session.position());
-    if (fresh.empty()) return logits;
-    const Status status =
-        session.forward(fresh, chunks, [&](size_t, std::span<const float> row) {
-          logits.emplace_back(row.begin(), row.end());
-        });
-    EXPECT_TRUE(status.ok()) << status.message();
-    return logits;
+  static Logits feed(Session& session,
+                     size_t end,
+                     std::vector<uint32_t> chunks = {}) {
+    return SessionTest::feed(session, text(0, end), std::move(chunks));
   }
-
-  static bool ends_with(const Logits& all, const Logits& end) {
-    if (end.empty() || end.size() > all.size()) return false;
-    const size_t skip = all.size() - end.size();
-    for (size_t i = 0; i < end.size(); ++i) {
-      const auto& want = all[skip + i];
-      if (std::memcmp(end[i].data(), want.data(), want.size() * 4) != 0) {
-        return false;
-      }
-    }
-    return true;
-  }
-
-  TemporaryFolder folder_;
-  Ids ids_;
 };
 
 TEST_P(KvShapes, EveryWayToTheSameTokensGivesTheSameBits) {
-  const size_t n = ids_.size();
-  const std::string path = folder_.path() + "/talk";
+  const size_t n = GetParam().tokens;
+  const std::string file = this->path("talk");
   for (const int bits : {0, 8, 4}) {
     SCOPED_TRACE(bits);
     const auto memory = open(bits, false);
@@ -146,15 +114,15 @@ TEST_P(KvShapes, EveryWayToTheSameTokensGivesTheSameBits) {
       EXPECT_GT(disk->counters().kv_bytes_written, 0u);
     }
     other->impl().keep();
-    ASSERT_TRUE(other->save(path).ok());
+    ASSERT_TRUE(other->save(file).ok());
     const auto restored = memory->new_session();
-    const auto found = restored->restore(path);
+    const auto found = restored->restore(file);
     ASSERT_TRUE(found.ok());
     EXPECT_EQ(found->problem, "");
     EXPECT_EQ(found->cached, some);
     const auto reused = disk->new_session();
     if (n > 1) {
-      const size_t begun = reused->impl().begin_with(ids_);
+      const size_t begun = reused->impl().begin_with(text(0, n));
       EXPECT_EQ(begun, std::min(some, n - 1));
     }
     for (Session* s : {other.get(), restored.get(), reused.get()}) {
@@ -170,12 +138,13 @@ TEST_P(KvShapes, EveryWayToTheSameTokensGivesTheSameBits) {
 TEST_P(KvShapes, AtTheContextsEndItIsSaid) {
   const auto engine = open(8, false);
   const auto session = engine->new_session();
-  feed(*session, ids_.size());
-  const Ids more(GetParam().context - ids_.size() + 1, 1);
+  const size_t n = GetParam().tokens;
+  feed(*session, n);
+  const testing::Ids more(GetParam().context - n + 1, 1);
   const Status full = session->forward(more, {}, {});
   EXPECT_EQ(full.code(), StatusCode::kInvalidInput);
   EXPECT_NE(full.message().find("--ctx"), std::string::npos);
-  EXPECT_EQ(session->position(), ids_.size());
+  EXPECT_EQ(session->position(), n);
 }
 
 INSTANTIATE_TEST_SUITE_P(Geometries, KvShapes, ::testing::ValuesIn(kShapes));

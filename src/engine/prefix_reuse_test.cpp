@@ -9,85 +9,44 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <random>
 
-#include "engine/session.h"
-#include "engine/testing/tiny_model.h"
+#include "engine/testing/session_fixture.h"
 #include "io/testing/faulty_read_queue.h"
 
 namespace mlx_flash {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::ends_with;
+using testing::Ids;
+using testing::Logits;
+using testing::SessionTest;
+using testing::smallest_model;
+using testing::text;
 using testing::TinyModel;
-using testing::write_tiny_model;
 
 constexpr size_t kTokens = 900;
-constexpr uint32_t kVocab = 307;
-using Ids = std::vector<int32_t>;
-using Logits = std::vector<std::vector<float>>;
 
 // kTokens tokens, from `other` on different ones.
 Ids request(size_t other = kTokens, uint32_t salt = 1) {
-  Ids ids;
-  for (size_t i = 0; i < kTokens; ++i) {
-    const size_t id = i * 37 + i * i * 11 + 5 + (i < other ? 0 : salt);
-    ids.push_back(static_cast<int32_t>(id % kVocab));
-  }
+  Ids ids = text(0, other);
+  const Ids rest = text(other, kTokens, salt);
+  ids.insert(ids.end(), rest.begin(), rest.end());
   return ids;
 }
 
-TinyModel small_model() {
-  TinyModel model;
-  model.hidden_size = 64;
-  model.num_hidden_layers = 2;
-  model.intermediate_size = 64;
-  model.num_attention_heads = 2;
-  model.num_key_value_heads = 1;
-  model.max_position_embeddings = 8192;
-  return model;
-}
-
-class PrefixReuse : public ::testing::Test {
+class PrefixReuse : public SessionTest {
  protected:
-  void write(const TinyModel& model = small_model()) {
-    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
+  void write(const TinyModel& model = smallest_model()) {
+    SessionTest::write(model);
   }
 
   Config config(int bits, bool disk, uint64_t reuse_bytes = 40'000'000) {
-    Config config;
-    config.model = folder_.path() + "/m";
-    config.ram_bytes = 1'000'000'000;
     // Long enough that old blocks go to the file where they may.
-    config.context = disk ? 4000 : kTokens + 100;
-    config.prefill_rows = 300;
-    config.threads = 1;
-    config.kernels = Kernels::kFast;
-    config.io = IoBackend::kThreads;
-    config.kv_quant = bits;
+    Config config = disk ? disk_config(bits, 4000)
+                         : SessionTest::config(bits, kTokens + 100);
     config.kv_reuse_bytes = reuse_bytes;
-    if (disk) config.kv_ram_bytes = 1;  // the least
-    config.kv_dir = folder_.path() + "/kv";
     return config;
-  }
-
-  static std::unique_ptr<Engine> open(const Config& config) {
-    auto engine = Engine::open(config);
-    EXPECT_TRUE(engine.ok()) << engine.status().message();
-    return engine.ok() ? std::move(engine).value() : nullptr;
-  }
-
-  // Logits of the tokens of `ids` that the session does not have.
-  static Logits feed(Session& session, const Ids& ids) {
-    Logits logits;
-    const auto fresh = std::span(ids).subspan(session.tokens().size());
-    const Status status =
-        session.forward(fresh, {}, [&](size_t, std::span<const float> row) {
-          logits.emplace_back(row.begin(), row.end());
-        });
-    EXPECT_TRUE(status.ok()) << status.message();
-    return logits;
   }
 
   // As feed, but begins with what earlier requests have left; how much.
@@ -107,19 +66,6 @@ class PrefixReuse : public ::testing::Test {
     }
   }
 
-  // Whether `logits` are the last of `expected`, bit for bit.
-  static bool ends_with(const Logits& expected, const Logits& logits) {
-    if (logits.empty() || logits.size() > expected.size()) return false;
-    const size_t skip = expected.size() - logits.size();
-    for (size_t i = 0; i < logits.size(); ++i) {
-      const auto& want = expected[skip + i];
-      if (std::memcmp(logits[i].data(), want.data(), want.size() * 4) != 0) {
-        return false;
-      }
-    }
-    return true;
-  }
-
   // Of a request, without any of that.
   Logits computed(int bits, const Ids& ids) {
     const auto engine = open(config(bits, false, 0));
@@ -127,8 +73,6 @@ class PrefixReuse : public ::testing::Test {
     EXPECT_EQ(begin(*session, ids), 0u);
     return feed(*session, ids);
   }
-
-  TemporaryFolder folder_;
 };
 
 TEST_F(PrefixReuse, CutAnywhereItChangesNoBit) {
@@ -226,7 +170,7 @@ TEST_F(PrefixReuse, GoingBackAfterwardsIsAsEver) {
 }
 
 TEST_F(PrefixReuse, SlidingLayersTakeTheirWindows) {
-  TinyModel model = small_model();
+  TinyModel model = smallest_model();
   model.sliding_window = 100;
   write(model);
   for (const int bits : {0, 8}) {
@@ -298,12 +242,11 @@ TEST_F(PrefixReuse, AnAnswerIsTheSameAndItsPromptIsNotComputed) {
 
 TEST_F(PrefixReuse, TheBudgetHoldsAndTheLeastUsedGoesFirst) {
   write();
-  Config config = this->config(0, false);
-  const auto roomy = open(config);
-  leave(*roomy, request(), {640});
-  const uint64_t one = roomy->counters().kv_reuse_bytes;
   for (const bool disk : {false, true}) {
-    config = this->config(0, disk, 3 * one + one / 2);
+    const auto roomy = open(config(0, disk));
+    leave(*roomy, request(), {640});
+    const uint64_t one = roomy->counters().kv_reuse_bytes;
+    const Config config = this->config(0, disk, 3 * one + one / 2);
     const auto engine = open(config);
     for (const uint32_t salt : {1u, 2u, 3u}) {
       leave(*engine, request(0, salt), {640});

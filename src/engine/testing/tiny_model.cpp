@@ -200,6 +200,21 @@ Json config_of(const TinyModel& model) {
     config["decoder_sparse_step"] = 1;
     config["mlp_only_layers"] = Json::array();
   }
+  if (model.kv_lora_rank != 0) {
+    config["model_type"] = model.latent_v2 ? "deepseek_v2" : "deepseek_v3";
+    config["kv_lora_rank"] = model.kv_lora_rank;
+    config["q_lora_rank"] = nullptr;
+    if (model.q_lora_rank != 0) config["q_lora_rank"] = model.q_lora_rank;
+    config["qk_rope_head_dim"] = model.qk_rope_head_dim;
+    config["qk_nope_head_dim"] = model.head_dim;
+    config["v_head_dim"] = model.head_dim;
+    // Lengths and sizes of what is rotated are not those of llama.
+    config["rope_scaling"] = {{"type", "yarn"},
+                              {"factor", 4.0},
+                              {"mscale", 1.0},
+                              {"mscale_all_dim", 0.7},
+                              {"original_max_position_embeddings", 256}};
+  }
   if (model.format.kind == WeightKind::kAffine) {
     config["quantization"] = {{"group_size", model.format.group_size},
                               {"bits", model.format.bits}};
@@ -237,6 +252,42 @@ void write_mlp(const TinyModel& model, const std::string& base, Writer& out) {
   out.matrix(path + "down_proj", hidden, inner, fitting(model, inner), stack);
 }
 
+// Returns the width of what the output projection reads.
+uint32_t write_attention(const TinyModel& model,
+                         const std::string& base,
+                         Writer& out) {
+  const uint32_t hidden = model.hidden_size;
+  const uint32_t heads = model.num_attention_heads;
+  const uint32_t q = heads * model.head_dim;
+  const uint32_t kv = model.num_key_value_heads * model.head_dim;
+  if (model.kv_lora_rank == 0) {
+    if (model.num_experts != 0) {
+      out.vector(base + "q_norm.weight", model.head_dim);
+      out.vector(base + "k_norm.weight", model.head_dim);
+    }
+    out.matrix(base + "q_proj", q, hidden, model.format);
+    out.matrix(base + "k_proj", kv, hidden, model.format);
+    out.matrix(base + "v_proj", kv, hidden, model.format);
+    return q;
+  }
+  const uint32_t rows = heads * (model.head_dim + model.qk_rope_head_dim);
+  const uint32_t latent = model.kv_lora_rank;
+  if (const uint32_t rank = model.q_lora_rank; rank != 0) {
+    out.matrix(base + "q_a_proj", rank, hidden, model.format);
+    out.vector(base + "q_a_layernorm.weight", rank);
+    out.matrix(base + "q_b_proj", rows, rank, fitting(model, rank));
+  } else {
+    out.matrix(base + "q_proj", rows, hidden, model.format);
+  }
+  out.matrix(base + "kv_a_proj_with_mqa",
+             latent + model.qk_rope_head_dim,
+             hidden,
+             model.format);
+  out.vector(base + "kv_a_layernorm.weight", latent);
+  out.matrix(base + "kv_b_proj", 2 * q, latent, fitting(model, latent));
+  return q;
+}
+
 }  // namespace
 
 Status write_tiny_model(const TinyModel& model, const std::string& folder) {
@@ -245,22 +296,15 @@ Status write_tiny_model(const TinyModel& model, const std::string& folder) {
   std::ofstream(folder + "/config.json") << config_of(model).dump(1);
 
   Writer out(model.seed);
-  const uint32_t q = model.num_attention_heads * model.head_dim;
-  const uint32_t kv = model.num_key_value_heads * model.head_dim;
   const uint32_t hidden = model.hidden_size;
   out.matrix("model.embed_tokens", model.vocab_size, hidden, model.format);
   for (uint32_t i = 0; i < model.num_hidden_layers; ++i) {
     const std::string base = fmt::format("model.layers.{}.", i);
     out.vector(base + "input_layernorm.weight", hidden);
     out.vector(base + "post_attention_layernorm.weight", hidden);
-    if (model.num_experts != 0) {
-      out.vector(base + "self_attn.q_norm.weight", model.head_dim);
-      out.vector(base + "self_attn.k_norm.weight", model.head_dim);
-    }
-    out.matrix(base + "self_attn.q_proj", q, hidden, model.format);
-    out.matrix(base + "self_attn.k_proj", kv, hidden, model.format);
-    out.matrix(base + "self_attn.v_proj", kv, hidden, model.format);
-    out.matrix(base + "self_attn.o_proj", hidden, q, fitting(model, q));
+    const std::string attention = base + "self_attn.";
+    const uint32_t q = write_attention(model, attention, out);
+    out.matrix(attention + "o_proj", hidden, q, fitting(model, q));
     write_mlp(model, base, out);
   }
   out.vector("model.norm.weight", hidden);

@@ -2,7 +2,8 @@
 #pragma once
 
 // Writes a small llama model of random weights (fixed seed) in Hugging Face
-// layout, or a qwen3_moe in MLX's, for tests of the engine. No tokenizer: tests
+// layout, or a qwen3_moe in MLX's, or a dense deepseek_v2 or deepseek_v3 as
+// published, for tests of the engine. No tokenizer: tests
 // use ids.
 
 #include <cstdint>
@@ -29,6 +30,12 @@ struct TinyModel {
   uint32_t moe_intermediate_size = 64;
   // Experts as gpt_oss is published: mxfp4, gate and up row by row in turns.
   bool experts_in_turns = false;
+  // Latent attention: deepseek_v3, or with `latent_v2` deepseek_v2. Then
+  // head_dim is the width of values and of what is not rotated of keys.
+  uint32_t kv_lora_rank = 0;  // 0: none
+  uint32_t q_lora_rank = 0;   // 0: none
+  uint32_t qk_rope_head_dim = 16;
+  bool latent_v2 = false;
   // Of all matrices: f32, bf16, f16, or affine 4-bit groups of 64.
   WeightFormat format = dense_format(DType::kF32);
   uint64_t seed = 1;
