@@ -236,7 +236,8 @@ Status Chat::answer(const std::string& message) {
     return text.status();
   }
   conversation_.add("assistant", *text);
-  return {};
+  // What is new of it, now: whatever ends this process loses nothing said.
+  return save_session();
 }
 
 Result<std::string> Chat::generate(std::span<const int32_t> ids) {

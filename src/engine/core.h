@@ -76,8 +76,11 @@ class Core {
   // refused with a warning.
   void request_ram(uint64_t ram_bytes) { requested_ram_ = ram_bytes; }
 
-  // A cache to a file, and back into an empty session. REQUIRES: fast.
-  Status save(SessionState& state, SavedSession saved, const std::string& path);
+  // A cache to a file (and to `base` of it), and back into an empty session.
+  Result<SavedMark> save(SessionState& state,
+                         SavedSession saved,
+                         const SavedMark& base,
+                         const std::string& path);
   Status load(SessionState& state, SessionReader& reader);
   // Gives a session the longest beginning of `tokens` that earlier requests
   // have left, if it is more than it has. None in stock and without reuse.

@@ -18,6 +18,9 @@ namespace {
 constexpr uint64_t kSamples = 64;
 constexpr size_t kSampleBytes = 4096;
 
+// Of the index of a saved session, what the reserve has room for.
+constexpr uint64_t kIndexBytesSmall = 2'000'000;
+
 uint64_t checksum(const void* data, size_t n) {
   return kv_checksum(static_cast<const std::byte*>(data), n);
 }
@@ -42,19 +45,27 @@ Result<uint64_t> Core::fingerprint() const {
   return checksum(parts.data(), parts.size() * sizeof(uint64_t));
 }
 
-Status Core::save(SessionState& state,
-                  SavedSession saved,
-                  const std::string& path) {
+Result<SavedMark> Core::save(SessionState& state,
+                             SavedSession saved,
+                             const SavedMark& base,
+                             const std::string& path) {
   const KvLayout& layout = kv_pool_->layout();
   FLASH_ASSIGN_OR_RETURN(saved.model, fingerprint());
   saved.layout = saved_layout(layout);
   saved.length = state.length();
+  // Its index is put together in memory; pins give way to a long one.
+  const uint64_t index = saved_index_bytes(layout, saved);
+  if (index > kIndexBytesSmall) (void)make_room(index, 0);
   FLASH_ASSIGN_OR_RETURN(
       const auto writer,
-      SessionWriter::create(
-          path, saved, saved_payload_bytes(layout), write_kv_));
+      SessionWriter::create(path,
+                            saved,
+                            {.payload_bytes = saved_payload_bytes(layout),
+                             .base = base,
+                             .write = write_kv_}));
   FLASH_RETURN_IF_ERROR(save_blocks(*state.kv_, saved.length, *writer));
-  return writer->commit();
+  FLASH_RETURN_IF_ERROR(writer->commit());
+  return writer->mark();
 }
 
 Status Core::load(SessionState& state, SessionReader& reader) {

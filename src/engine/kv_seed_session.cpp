@@ -50,6 +50,7 @@ std::vector<std::byte> old_block(const KvLayout& layout,
                        layout.head_dim,
                        layout.quant_bits,
                        old.data());
+  if (layout.values_in_keys) return old;
   kernels::quantize_kv(full.data() + kBlock * layout.key_row_bytes(),
                        layout.dtype,
                        layout.kv_heads,
@@ -75,7 +76,8 @@ Status write(const std::string& model,
   FLASH_ASSIGN_OR_RETURN(saved.model, core->fingerprint());
   FLASH_ASSIGN_OR_RETURN(
       const auto writer,
-      SessionWriter::create(path, saved, saved_payload_bytes(layout)));
+      SessionWriter::create(
+          path, saved, {.payload_bytes = saved_payload_bytes(layout)}));
   std::vector<std::vector<std::byte>> full;
   std::vector<std::vector<std::byte>> old;
   for (size_t i = 0; i < kKinds; ++i) {

@@ -42,6 +42,8 @@ struct Session::Impl {
   // The conversation. Normally state.length() of them are cached; fewer after
   // a rotating cache could not go back: the next feed() runs them again.
   std::vector<int32_t> tokens;
+  // The save that the cache came from or went to: a later one continues it.
+  SavedMark saved;
 };
 
 }  // namespace mlx_flash

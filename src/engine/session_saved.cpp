@@ -51,13 +51,19 @@ std::string says(const std::string& path, const Status& status) {
 
 Status Session::save(const std::string& path, const std::string& note) {
   FLASH_RETURN_IF_ERROR(check_kernels(impl_->core));
-  return impl_->core.save(
-      impl_->state, {.tokens = impl_->tokens, .note = note}, path);
+  FLASH_ASSIGN_OR_RETURN(
+      impl_->saved,
+      impl_->core.save(impl_->state,
+                       {.tokens = impl_->tokens, .note = note},
+                       impl_->saved,
+                       path));
+  return Status();
 }
 
 Result<RestoredSession> Session::restore(const std::string& path) {
   FLASH_RETURN_IF_ERROR(check_kernels(impl_->core));
   FLASH_RETURN_IF_ERROR(truncate(0));
+  impl_->saved = {};
   RestoredSession restored;
   auto reader = SessionReader::open(path);
   if (!reader.ok()) {
@@ -80,6 +86,12 @@ Result<RestoredSession> Session::restore(const std::string& path) {
   }
   restored.tokens = impl_->tokens.size();
   restored.cached = impl_->state.length();
+  if (status.ok()) {
+    impl_->saved = (*reader)->mark();
+    if ((*reader)->earlier()) {
+      status = io_error("the last save did not end; the one before is there");
+    }
+  }
   if (!status.ok()) restored.problem = says(path, status);
   return restored;
 }

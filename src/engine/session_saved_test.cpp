@@ -5,100 +5,48 @@
 // it computes them, says so, and goes on with the same bits.
 
 #include <gtest/gtest.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <random>
 
-#include "engine/session.h"
-#include "engine/testing/tiny_model.h"
+#include "engine/testing/session_fixture.h"
 
 namespace mlx_flash {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::ends_with;
+using testing::Ids;
+using testing::Logits;
+using testing::SessionTest;
+using testing::smallest_model;
+using testing::text;
 using testing::TinyModel;
-using testing::write_tiny_model;
 
 constexpr size_t kSaved = 830;
 constexpr size_t kTokens = 900;
-constexpr uint32_t kVocab = 307;
-using Logits = std::vector<std::vector<float>>;
 
-std::vector<int32_t> tokens_between(size_t begin, size_t end) {
-  std::vector<int32_t> ids;
-  for (size_t i = begin; i < end; ++i) {
-    ids.push_back(static_cast<int32_t>((i * 37 + i * i * 11 + 5) % kVocab));
-  }
-  return ids;
-}
-
-TinyModel small_model() {
-  TinyModel model;
-  model.hidden_size = 64;
-  model.intermediate_size = 128;
-  model.num_attention_heads = 4;
-  return model;
-}
-
-class SavedSessions : public ::testing::Test {
+class SavedSessions : public SessionTest {
  protected:
   void SetUp() override {
-    TinyModel model = small_model();
+    TinyModel model = smallest_model();
     model.sliding_window = 200;
-    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/m").ok());
+    write(model);
     model.seed = 2;
-    ASSERT_TRUE(write_tiny_model(model, folder_.path() + "/other").ok());
+    write(model, "other");
   }
 
-  Config config(int bits, bool disk, const std::string& model = "/m") {
-    Config config;
-    config.model = folder_.path() + model;
-    config.ram_bytes = 1'000'000'000;
-    config.context = kTokens + 100;
-    config.prefill_rows = 300;
-    config.threads = 1;
-    config.kernels = Kernels::kFast;
-    config.io = IoBackend::kThreads;
-    config.kv_quant = bits;
-    if (disk) config.kv_ram_bytes = 1;  // the least
-    config.kv_dir = folder_.path() + "/kv";
-    return config;
-  }
-
-  static std::unique_ptr<Engine> open(const Config& config) {
-    auto engine = Engine::open(config);
-    EXPECT_TRUE(engine.ok()) << engine.status().message();
-    return engine.ok() ? std::move(engine).value() : nullptr;
+  Config config(int bits, bool disk) {
+    // Long enough that old blocks go to the file where they may.
+    return disk ? disk_config(bits, 4000)
+                : SessionTest::config(bits, kTokens + 100);
   }
 
   // Logits of the tokens that follow what the session has, to `end`.
   static Logits feed(Session& session, size_t end) {
-    Logits logits;
-    const Status status =
-        session.forward(tokens_between(session.tokens().size(), end),
-                        {},
-                        [&](size_t, std::span<const float> row) {
-                          logits.emplace_back(row.begin(), row.end());
-                        });
-    EXPECT_TRUE(status.ok()) << status.message();
-    return logits;
-  }
-
-  // Whether `logits` are the last of `expected`, bit for bit.
-  static bool ends_with(const Logits& expected, const Logits& logits) {
-    if (logits.empty() || logits.size() > expected.size()) return false;
-    const size_t skip = expected.size() - logits.size();
-    for (size_t i = 0; i < logits.size(); ++i) {
-      const auto& want = expected[skip + i];
-      if (std::memcmp(logits[i].data(), want.data(), want.size() * 4) != 0) {
-        return false;
-      }
-    }
-    return true;
+    return SessionTest::feed(session, text(0, end));
   }
 
   // A session of kSaved tokens in a file; the logits of all kTokens without
@@ -117,8 +65,7 @@ class SavedSessions : public ::testing::Test {
     return expected;
   }
 
-  TemporaryFolder folder_;
-  std::string path_ = folder_.path() + "/talk";
+  std::string path_ = path("talk");
 };
 
 TEST_F(SavedSessions, ARestartIsNoRestart) {
@@ -136,7 +83,7 @@ TEST_F(SavedSessions, ARestartIsNoRestart) {
         EXPECT_TRUE(restored->found);
         EXPECT_EQ(restored->note, "a note");
         EXPECT_EQ(restored->cached, kSaved);
-        EXPECT_EQ(session->tokens(), tokens_between(0, kSaved));
+        EXPECT_EQ(session->tokens(), text(0, kSaved));
         EXPECT_EQ(engine->counters().passes, 0u);
         EXPECT_EQ(engine->counters().kv_disk_bytes > 0, later);
         const Logits logits = feed(*session, kTokens);
@@ -164,7 +111,7 @@ TEST_F(SavedSessions, InFullPrecisionAnyPrefixIsTakenUp) {
       EXPECT_EQ(engine->counters().passes, 1u);
     }
   }
-  ASSERT_TRUE(write_tiny_model(small_model(), folder_.path() + "/m").ok());
+  write(smallest_model());
   for (const bool disk : {false, true}) {
     const Logits expected = save(config(0, disk));
     std::mt19937_64 random(disk ? 23 : 24);
@@ -205,6 +152,74 @@ TEST_F(SavedSessions, SavedAgainAfterGoingBackItIsTheSame) {
   }
 }
 
+// A conversation that goes on writes to the same file what is new.
+TEST_F(SavedSessions, AFileGrowsByWhatIsNew) {
+  const auto file = [&] {
+    struct stat now = {};
+    EXPECT_EQ(::stat(path_.c_str(), &now), 0);
+    return now;
+  };
+  for (const int bits : {0, 8}) {
+    for (const bool disk : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << bits << disk);
+      const Logits expected = save(config(bits, disk));
+      const auto first = file();
+      auto engine = open(config(bits, disk));
+      auto session = engine->new_session();
+      ASSERT_TRUE(session->restore(path_).ok());
+      for (size_t end = kSaved + 11; end < kTokens; end += 11) {
+        EXPECT_TRUE(ends_with(
+            Logits(expected.begin(), expected.begin() + static_cast<long>(end)),
+            feed(*session, end)));
+        ASSERT_TRUE(session->save(path_).ok());
+        EXPECT_EQ(file().st_ino, first.st_ino);
+        const auto other = engine->new_session();
+        const auto restored = other->restore(path_);
+        EXPECT_EQ(restored->problem, "");
+        ASSERT_EQ(restored->cached, end);
+        EXPECT_TRUE(ends_with(expected, feed(*other, kTokens))) << end;
+      }
+      EXPECT_LT(file().st_size, first.st_size * 3 / 2);
+      // Back, on in other words, and back to the first ones: a block of other
+      // words would be seen.
+      ASSERT_TRUE(session->truncate(kSaved - 50).ok());
+      Ids others = text(0, kSaved - 50);
+      const Ids turn = text(0, 60, 9);
+      others.insert(others.end(), turn.begin(), turn.end());
+      SessionTest::feed(*session, others);
+      ASSERT_TRUE(session->save(path_).ok());
+      session = engine->new_session();
+      ASSERT_EQ(session->restore(path_)->cached, kSaved + 10);
+      EXPECT_EQ(session->tokens(), others);
+      ASSERT_TRUE(session->truncate(kSaved - 50).ok());
+      ASSERT_TRUE(session->save(path_).ok());
+      EXPECT_EQ(file().st_ino, first.st_ino);
+      session.reset();
+      engine = open(config(bits, !disk));
+      session = engine->new_session();
+      ASSERT_EQ(session->restore(path_)->cached, kSaved - 50);
+      EXPECT_TRUE(ends_with(expected, feed(*session, kTokens)));
+    }
+  }
+}
+
+TEST_F(SavedSessions, AfterDamageTheFileIsWrittenAnew) {
+  const Logits expected = save(config(8, false));
+  const auto engine = open(config(8, false));
+  auto session = engine->new_session();
+  {
+    std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(20000);
+    file.write("damage", 6);
+  }
+  EXPECT_NE(session->restore(path_)->problem, "");
+  feed(*session, kSaved + 1);
+  ASSERT_TRUE(session->save(path_).ok());
+  session = engine->new_session();
+  EXPECT_EQ(session->restore(path_)->problem, "");
+  EXPECT_TRUE(ends_with(expected, feed(*session, kTokens)));
+}
+
 TEST_F(SavedSessions, ADamagedFileIsComputedAgainAndSaid) {
   const Config config = this->config(8, true);
   const Logits expected = save(config);
@@ -232,7 +247,7 @@ TEST_F(SavedSessions, ADamagedFileIsComputedAgainAndSaid) {
     EXPECT_EQ(engine->counters().kv_disk_bytes, 0u);
     // Its tokens may be whole: then the next call computes them.
     if (restored->tokens > 0) {
-      EXPECT_EQ(session->tokens(), tokens_between(0, kSaved));
+      EXPECT_EQ(session->tokens(), text(0, kSaved));
     }
     if (i < 6) {
       EXPECT_TRUE(ends_with(expected, feed(*session, kTokens)));
@@ -242,12 +257,14 @@ TEST_F(SavedSessions, ADamagedFileIsComputedAgainAndSaid) {
 
 TEST_F(SavedSessions, WhatIsOfAnotherModelOrKindIsNotTakenUp) {
   const Logits expected = save(config(8, false));
+  Config another = config(8, false);
+  another.model = path("other");
   const struct {
     Config config;
     const char* says;
     bool keeps_tokens;
   } cases[] = {
-      {config(8, false, "/other"), "another model", false},
+      {another, "another model", false},
       {config(4, false), "another --kv-quant", true},
       {config(0, false), "another --kv-quant", true},
   };

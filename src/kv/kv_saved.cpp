@@ -13,7 +13,7 @@ namespace {
 constexpr size_t kBlock = kernels::kKvBlock;
 
 // Raised when what is stored for the same tokens changes.
-constexpr uint64_t kVersion = 1;
+constexpr uint64_t kVersion = 2;
 
 // Rows past the last position hold what others left there.
 void clear_rows(const KvLayout& layout, size_t rows, std::byte* block) {
@@ -24,12 +24,28 @@ void clear_rows(const KvLayout& layout, size_t rows, std::byte* block) {
   std::memset(first + rows * values, 0, (kBlock - rows) * values);
 }
 
+// Whether the writer has the block already: the same tokens gave it.
+bool kept(const KvVersion& version, SessionWriter& writer) {
+  return (version.block + 1) * kBlock <= writer.common() &&
+         writer.keep(version);
+}
+
 Status save_old(const KvCache& cache,
                 uint32_t layer,
                 size_t end,
                 SessionWriter& writer) {
   const size_t bytes = cache.layout().old_bytes();
-  for (KvWalk walk(cache, layer, 0, end);;) {
+  const auto there = [&](size_t b) {
+    return cache.old(layer)[b].keys != nullptr ||
+           cache.places(layer)[b].generation != 0;
+  };
+  // What is new is at the end: the beginning is not even read.
+  size_t first = 0;
+  for (; first < end; ++first) {
+    const KvVersion version{layer, static_cast<uint32_t>(first), true};
+    if (there(first) && !kept(version, writer)) break;
+  }
+  for (KvWalk walk(cache, layer, first, end);;) {
     FLASH_ASSIGN_OR_RETURN(const KvWalk::Piece piece, walk.next());
     if (piece.blocks.empty()) return Status();
     for (size_t i = 0; i < piece.blocks.size(); ++i) {
@@ -53,17 +69,26 @@ Status save_full(const KvCache& cache,
   for (size_t b = 0; b * kBlock < length; ++b) {
     if (full[b].keys == nullptr) continue;
     if (b < end && old[b].keys == full[b].keys) continue;
+    const auto block = static_cast<uint32_t>(b);
+    if (kept({layer, block, false}, writer)) continue;
     std::memcpy(writer.payload(), full[b].keys, bytes);
     if ((b + 1) * kBlock > length) {
       clear_rows(cache.layout(), length - b * kBlock, writer.payload());
     }
-    const auto block = static_cast<uint32_t>(b);
     FLASH_RETURN_IF_ERROR(writer.put({layer, block, false}, bytes));
   }
   return Status();
 }
 
 }  // namespace
+
+uint64_t saved_index_bytes(const KvLayout& layout,
+                           const SavedSession& session) {
+  constexpr uint64_t kRecordBytes = 32;
+  const uint64_t blocks = session.length / kBlock + kKvTailTokens / kBlock;
+  return 3 * (layout.layers * blocks * kRecordBytes + session.note.size() +
+              session.tokens.size() * sizeof(int32_t));
+}
 
 uint64_t saved_layout(const KvLayout& layout) {
   std::vector<uint64_t> fields = {kVersion,
@@ -73,6 +98,7 @@ uint64_t saved_layout(const KvLayout& layout) {
                                   layout.kv_heads,
                                   layout.head_dim,
                                   layout.value_dim,
+                                  layout.values_in_keys ? 1u : 0u,
                                   static_cast<uint64_t>(layout.dtype),
                                   static_cast<uint64_t>(layout.quant_bits)};
   for (size_t i = 0; i < layout.layers; ++i) fields.push_back(layout.window(i));
@@ -93,7 +119,7 @@ Status save_blocks(const KvCache& cache, size_t length, SessionWriter& writer) {
 Status load_blocks(KvCache& cache, size_t length, SessionReader& reader) {
   const size_t most = saved_payload_bytes(cache.layout());
   Status status;
-  const uint64_t records = reader.old_records() + reader.full_records();
+  const uint64_t records = reader.records();
   for (uint64_t i = 0; i < records && status.ok(); ++i) {
     const auto record = reader.next(most);
     status = record.ok() ? cache.adopt(record->version,

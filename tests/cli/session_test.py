@@ -4,9 +4,7 @@
 not hold is computed again."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 
@@ -95,33 +93,42 @@ class Run(LongModel):
         self.fail_with(2, "run", "-m", self.long, "--prompt", "a", "--kernels",
                        "stock", "--session", self.session, says="fast")
 
+    def cached(self, path, prompt):
+        """Tokens of the prompt that a copy of the file has."""
+        copy = self.folder / "copy"
+        shutil.copyfile(path, copy)
+        done = self.run_program("run", "-m", self.long, "-n", "1", "--ctx",
+                                "3000", "--prompt", prompt, "--json",
+                                "--session", copy)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn(b"damaged", done.stderr)
+        return json.loads(done.stdout)["cached_tokens"]
+
     def test_killed_while_it_saves_the_file_is_whole(self):
-        prompt = WORDS * 120
-        self.answer(prompt, "--session", self.session)
-        command = self.command("run", "-m", self.long, "-n", "1", "-q",
-                               "--ctx", "3000", "--prompt", prompt,
-                               "--session", self.session)
-        torn = 0
+        prompts = [WORDS * 120, "The " + WORDS * 120]
+        self.answer(prompts[0], "--session", self.session)
+        cut = 0
         for attempt in range(12):
-            child = subprocess.Popen(command, stdout=subprocess.DEVNULL,
-                                     env=self.environment)
-            part = self.folder / "talk.new"
-            deadline = time.monotonic() + 20
-            while child.poll() is None and time.monotonic() < deadline:
-                if part.exists():
-                    time.sleep(attempt * 0.0002)
-                    break
-            os.kill(child.pid, signal.SIGKILL)
-            child.wait()
-            torn += part.exists()
-            done = self.run_program("run", "-m", self.long, "-n", "1", "--ctx",
-                                    "3000", "--prompt", prompt, "--json",
-                                    "--session", self.session)
-            self.assertEqual(done.returncode, 0, done.stderr)
-            self.assertNotIn(b"damaged", done.stderr)
-            self.assertGreater(json.loads(done.stdout)["cached_tokens"], 1000)
-            self.assertFalse(part.exists())
-        self.assertGreater(torn, 0, "it was never killed while it saved")
+            # Nearly all of it is new: there is much to write.
+            command = self.command("run", "-m", self.long, "-n", "1", "-q",
+                                   "--ctx", "3000", "--prompt",
+                                   prompts[(attempt + 1) % 2], "--session",
+                                   self.session)
+            before = self.session.stat()
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL,
+                                  env=self.environment) as child:
+                while (child.poll() is None and
+                       self.session.stat().st_mtime_ns == before.st_mtime_ns):
+                    pass
+                time.sleep(attempt * 0.0003)
+                child.kill()
+                cut += child.wait() != 0
+            # In place: one of the two conversations, and whole.
+            self.assertEqual(self.session.stat().st_ino, before.st_ino)
+            self.assertFalse((self.folder / "talk.new").exists())
+            self.assertGreater(
+                max(self.cached(self.session, text) for text in prompts), 1000)
+        self.assertGreater(cut, 0, "it was never killed while it saved")
 
 
 class Chat(LongModel):
@@ -142,6 +149,33 @@ class Chat(LongModel):
         self.assertEqual(second.returncode, 0, second.stderr)
         self.assertEqual(first.stdout + second.stdout, whole.stdout)
         self.assertIn(b"goes on: 4 messages", second.stderr)
+
+    def test_killed_all_that_was_said_is_kept(self):
+        with subprocess.Popen(
+                self.command("chat", "-m", self.long, "--temp", "0", "-n", "8",
+                             "--ctx", "1000", "--session", self.session),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, env=self.environment) as child:
+            child.stdin.write(b"Once\nThe dog\n")
+            child.stdin.flush()
+            deadline = time.monotonic() + 60
+            saved = 0
+            while saved < 2 and time.monotonic() < deadline:
+                saved = self.messages() // 2
+                time.sleep(0.01)
+            child.kill()
+            said = child.stdout.read()
+        second = self.chat("And then\n", "--session", self.session)
+        self.assertIn(b"goes on: 4 messages", second.stderr)
+        whole = self.chat("Once\nThe dog\nAnd then\n")
+        self.assertEqual(said + second.stdout, whole.stdout)
+
+    def messages(self):
+        """How many the file's conversation has, as far as it shows."""
+        data = self.session.read_bytes() if self.session.exists() else b""
+        # One that nothing names any more may be left behind it.
+        return max((part.split(b"\0")[0].count(b'"role"')
+                    for part in data.split(b'"messages"')[1:]), default=0)
 
     def test_what_was_said_before_an_error_is_kept(self):
         failed = self.chat("Once\n/nonsense\n", "--session", self.session)

@@ -56,7 +56,7 @@ class Runner:
         if on_disk:
             command += ["--kv-ram", "1MB"]
         done = subprocess.run(command, capture_output=True, text=True,
-                              timeout=600)
+                              timeout=1500)
         if done.returncode != 0:
             sys.exit(f"failed: {done.stderr}")
         return json.loads(done.stdout)
