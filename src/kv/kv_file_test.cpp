@@ -208,6 +208,77 @@ TEST_F(KvFileTest, KilledAtAnyPointNothingStays) {
   RecordProperty("left by the killed", static_cast<int>(found));
 }
 
+// A user without rights, in the test's folder; its exit code.
+template <class Fn>
+int as_a_stranger(const std::string& folder, const Fn& fn) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    constexpr uid_t kNobody = 65534;
+    if (::chdir(folder.c_str()) != 0) ::_exit(100);
+    if (::geteuid() == 0 && ::setuid(kNobody) != 0) ::_exit(101);
+    ::_exit(fn());
+  }
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 102;
+}
+
+TEST_F(KvFileTest, AFolderThatIsNotOursToWriteToIsRefused) {
+  const std::string readable = folder_ + "/readable";
+  const std::string closed = folder_ + "/closed";
+  const std::string inside = closed + "/inside";
+  std::filesystem::create_directory(readable);
+  std::filesystem::create_directory(closed);
+  std::filesystem::create_directory(inside);
+  ASSERT_EQ(::chmod(folder_.c_str(), 0755), 0);
+  ASSERT_EQ(::chmod(readable.c_str(), 0555), 0);
+  ASSERT_EQ(::chmod(inside.c_str(), 0500), 0);
+  ASSERT_EQ(::chmod(closed.c_str(), 0), 0);
+  for (const char* name : {"readable",
+                           "closed",
+                           "closed/inside",
+                           "readable/made",
+                           "/proc",
+                           "/proc/self/fdinfo"}) {
+    EXPECT_EQ(as_a_stranger(folder_,
+                            [&] {
+                              const auto file = KvFile::create(
+                                  {.folder = name, .payload_bytes = kPayload});
+                              if (file.ok()) return 1;
+                              const Status& why = file.status();
+                              if (why.code() != StatusCode::kInvalidInput) {
+                                return 2;
+                              }
+                              // It names the folder, and the reason.
+                              const std::string& text = why.message();
+                              const bool named =
+                                  text.find("--kv-dir") != text.npos &&
+                                  text.find(name) != text.npos;
+                              return named && text.size() > 20 ? 0 : 3;
+                            }),
+              0)
+        << name;
+  }
+  // The same user and one that will do: it is the folders that are refused.
+  const std::string open = folder_ + "/open";
+  std::filesystem::create_directory(open);
+  ASSERT_EQ(::chmod(open.c_str(), 01777), 0);
+  EXPECT_EQ(as_a_stranger(folder_,
+                          [&] {
+                            return KvFile::create({.folder = "open",
+                                                   .payload_bytes = kPayload})
+                                           .ok()
+                                       ? 0
+                                       : 1;
+                          }),
+            0);
+  ASSERT_EQ(::chmod(closed.c_str(), 0700), 0);
+  ASSERT_EQ(::chmod(inside.c_str(), 0700), 0);
+  EXPECT_TRUE(std::filesystem::is_empty(readable));
+  EXPECT_TRUE(std::filesystem::is_empty(inside));
+  EXPECT_TRUE(std::filesystem::is_empty(open));
+}
+
 TEST_F(KvFileTest, TwoProcessesShareAFolder) {
   std::vector<pid_t> children;
   for (int c = 0; c < 2; ++c) {

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "kv/kv_prefixes.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -334,6 +337,53 @@ TEST(KvPrefixes, WithoutMemoryNothingIsKept) {
   world.refuse(false);
   ASSERT_TRUE(world.leave(ids_of(300, 1)).ok());
   EXPECT_EQ(world.take(ids_of(300, 1)), 300u);
+}
+
+// Blocks of earlier requests lie in a file of their own: whenever the process
+// dies while it is written, nothing of it stays.
+TEST(KvPrefixes, KilledWhileItKeepsNoFileStays) {
+  std::string name =
+      (std::filesystem::current_path() / "kv-reuse-test-XXXXXX").string();
+  const std::string folder = ::mkdtemp(name.data());
+  const KvLayout shape = layout(8);
+  const auto keep_forever = [&] {
+    // Threads of a queue do not survive a fork: this process has its own.
+    const auto queue = make_read_queue(IoKind::kThreads, {});
+    const std::vector<std::byte> block(shape.full_bytes());
+    for (;;) {
+      auto shelf = KvShelf::in_file(
+          *queue, shape, uint64_t{1} << 30, {.folder = folder});
+      if (!shelf.ok()) ::_exit(3);
+      std::vector<KvShelf::Item> items;
+      for (uint32_t b = 0; b < 12; ++b) {
+        const bool old = b % 3 != 0;
+        auto item =
+            (*shelf)->put({0, b, old},
+                          std::span(block).first(old ? shape.old_bytes()
+                                                     : shape.full_bytes()));
+        if (!item.ok()) ::_exit(4);
+        items.push_back(*item);
+        if (!(*shelf)->get(items.back()).ok()) ::_exit(5);
+        if (b % 4 == 3) (*shelf)->give(items[b - 1]);
+      }
+    }
+  };
+  std::mt19937 random(17);
+  for (int round = 0; round < 200; ++round) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) keep_forever();
+    ::usleep(500 + static_cast<useconds_t>(random() % 12000));
+    ASSERT_EQ(::kill(child, SIGKILL), 0);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << WEXITSTATUS(status);
+    const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY);
+    (void)KvFile::remove_leftovers(fd);
+    ::close(fd);
+    ASSERT_TRUE(std::filesystem::is_empty(folder)) << round;
+  }
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace
