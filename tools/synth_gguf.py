@@ -118,11 +118,11 @@ def mixture_fields(shape):
     return fields
 
 
-def metadata(shape, file_type):
+def metadata(shape, file_type, context):
     arch = ARCHITECTURES.get(shape.model_type, shape.model_type)
     fields = [
         ("block_count", U32, shape.layers),
-        ("context_length", U32, 8192),
+        ("context_length", U32, context),
         ("embedding_length", U32, shape.hidden),
         ("feed_forward_length", U32, shape.inner),
         ("attention.head_count", U32, shape.heads),
@@ -190,10 +190,10 @@ def tensor_infos(weights, kind):
     return infos, offset
 
 
-def write(path, shape, kind, seed, sparse=None):
+def write(path, shape, kind, seed, sparse=None, context=8192):
     weights = list(synth_shapes.weights(shape))
     infos, total = tensor_infos(weights, kind)
-    fields = metadata(shape, TYPES[kind][2])
+    fields = metadata(shape, TYPES[kind][2], context)
     pool = Pool(seed, shape.hidden)
     with open(path, "wb") as file:
         file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(weights), len(fields)))
@@ -215,9 +215,10 @@ def main():
     parser.add_argument("file", type=Path)
     add_shape_options(parser, default="llama-8b")
     parser.add_argument("--type", choices=["Q4_0", "Q8_0"], default="Q4_0")
+    parser.add_argument("--context", type=int, default=8192)
     args = parser.parse_args()
     total = write(args.file, chosen_shape(args), args.type, args.seed,
-                  args.sparse)
+                  args.sparse, args.context)
     print(f"{args.file}: {total} bytes of weights")
 
 
