@@ -89,7 +89,6 @@ class Core {
   void keep(const SessionState& state, std::span<const int32_t> tokens);
   // Of config.json and of samples of the weights.
   Result<uint64_t> fingerprint() const;
-
   Result<uint64_t> write_trace(const std::string& path) const;
 
   const Config& config() const { return config_; }
@@ -118,6 +117,7 @@ class Core {
   Status open_prefixes(const KvLayout& layout, const Hooks& hooks);
   bool reuse_on_disk() const { return config_.kv_ram_bytes > 0; }
   bool drop_kept();
+  uint64_t session_layout() const;
   uint64_t old_kv_limit() const;
   Limits limits(uint64_t ram_bytes, uint64_t runtime_bytes) const;
   uint64_t arena_budget(uint64_t ram_bytes) const;

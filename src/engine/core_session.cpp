@@ -45,14 +45,25 @@ Result<uint64_t> Core::fingerprint() const {
   return checksum(parts.data(), parts.size() * sizeof(uint64_t));
 }
 
+// Which tokens are forgotten depends on the context and on what is kept.
+uint64_t Core::session_layout() const {
+  const uint64_t layout = saved_layout(kv_pool_->layout());
+  if (config_.kv_keep_tokens == 0) return layout;
+  const std::array<uint64_t, 3> fields = {
+      layout, plan_.context, (config_.kv_keep_tokens + 63) / kernels::kKvBlock};
+  return checksum(fields.data(), sizeof fields);
+}
+
 Result<SavedMark> Core::save(SessionState& state,
                              SavedSession saved,
                              const SavedMark& base,
                              const std::string& path) {
   const KvLayout& layout = kv_pool_->layout();
   FLASH_ASSIGN_OR_RETURN(saved.model, fingerprint());
-  saved.layout = saved_layout(layout);
+  saved.layout = session_layout();
   saved.length = state.length();
+  saved.forgotten = state.forgotten_;
+  saved.forgotten_at = state.forgotten_at_;
   // Its index is put together in memory; pins give way to a long one.
   const uint64_t index = saved_index_bytes(layout, saved);
   if (index > kIndexBytesSmall) (void)make_room(index, 0);
@@ -70,19 +81,23 @@ Result<SavedMark> Core::save(SessionState& state,
 
 Status Core::load(SessionState& state, SessionReader& reader) {
   const SavedSession& saved = reader.session();
-  if (saved.layout != saved_layout(kv_pool_->layout())) {
+  if (saved.layout != session_layout()) {
     return io_error(
-        "it was saved with another --kv-quant, --kv-type, or version");
+        "it was saved with another --kv-quant, --kv-type, --kv-keep (with it, "
+        "--ctx), or version");
   }
-  const KvCache::Growth growth =
-      state.kv_->growth_of(reader.old_records(), reader.full_records());
+  const KvCache::Growth growth = state.kv_->growth_of(
+      reader.old_records(), reader.full_records(), reader.raw_records());
   const uint64_t bytes = kv_pool_->full().bytes_missing(growth.full) +
-                         kv_pool_->old().bytes_missing(growth.old);
+                         kv_pool_->old().bytes_missing(growth.old) +
+                         kv_pool_->raw().bytes_missing(growth.raw);
   Status room = make_room(bytes, 0);
   if (!room.ok() && drop_kept()) room = make_room(bytes, 0);
   FLASH_RETURN_IF_ERROR(room);
   FLASH_RETURN_IF_ERROR(load_blocks(*state.kv_, saved.length, reader));
   state.length_ = saved.length;
+  state.forgotten_ = saved.forgotten;
+  state.forgotten_at_ = saved.forgotten_at;
   return Status();
 }
 

@@ -12,10 +12,6 @@ namespace mlx_flash {
 namespace {
 
 Status check_kernels(const Core& core) {
-  if (core.config().kv_keep_tokens > 0) {
-    return unsupported(
-        "a session that forgets (--kv-keep) cannot be saved or restored");
-  }
   return core.stock() ? unsupported(
                             "a session can be saved and restored with the fast "
                             "kernels only: --kernels fast")
@@ -28,7 +24,8 @@ Status check_tokens(const Core& core, const SavedSession& saved) {
   if (saved.model != model) {
     return invalid_input("it was saved with another model");
   }
-  if (saved.tokens.size() > core.plan().context) {
+  if (core.config().kv_keep_tokens == 0 &&
+      saved.tokens.size() > core.plan().context) {
     return invalid_input(
         fmt::format("it has {} tokens, the context holds {}: raise --ctx",
                     saved.tokens.size(),

@@ -221,10 +221,55 @@ TEST_F(Unbounded, WhatItCannotBeCombinedWithIsRefused) {
   EXPECT_NE(message(config).find("--kernels fast"), std::string::npos);
   config = this->config(0, 250);
   EXPECT_NE(message(config).find("--ctx"), std::string::npos);
-  const auto engine = open(this->config(0, 64));
-  const auto session = engine->new_session();
-  EXPECT_EQ(session->save(folder_.path() + "/s").code(),
-            StatusCode::kUnsupported);
+}
+
+// Saved after it has forgotten, restored and gone on with, forth and back.
+TEST_F(Unbounded, ASessionThatForgotGoesOnAfterARestart) {
+  for (const uint32_t window : {0u, 150u}) {
+    write(2, window);
+    for (const int bits : {0, 8}) {
+      const auto engine = open(config(bits, 64));
+      const auto first = engine->new_session();
+      const Logits expected = go_on(*first, text(0, kTokens));
+      const std::string file = path("talk");
+      auto session = engine->new_session();
+      go_on(*session, text(0, 400));
+      // In one file: before it forgets, when it has, and again.
+      for (const size_t end : {400u, 500u, 531u, 560u, 600u, 800u}) {
+        SCOPED_TRACE(::testing::Message() << window << " " << bits << end);
+        EXPECT_TRUE(end == 400 ||
+                    ends_with(Logits(expected.begin(),
+                                     expected.begin() + static_cast<long>(end)),
+                              go_on(*session, text(session->position(), end))));
+        ASSERT_TRUE(session->save(file).ok());
+        const auto later = open(config(bits, 64));
+        const auto other = later->new_session();
+        const auto restored = other->restore(file);
+        ASSERT_TRUE(restored.ok());
+        EXPECT_EQ(restored->problem, "");
+        EXPECT_EQ(other->position(), end);
+        EXPECT_EQ(other->impl().state.known(), end);
+        EXPECT_TRUE(ends_with(expected, go_on(*other, text(end, kTokens))));
+      }
+      ASSERT_TRUE(session->truncate(795).ok());
+      ASSERT_TRUE(session->save(file).ok());
+      const auto last = engine->new_session();
+      ASSERT_EQ(last->restore(file)->problem, "");
+      EXPECT_TRUE(ends_with(expected, go_on(*last, text(795, kTokens))));
+      // With another context other tokens are forgotten: computed again.
+      for (Config other : {config(bits, 64), config(bits, 128)}) {
+        if (other.kv_keep_tokens == 64) other.context = kContext + 64;
+        const auto different = open(other);
+        const auto again = different->new_session();
+        EXPECT_NE(again->restore(file)->problem, "");
+        EXPECT_EQ(again->impl().state.length(), 0u);
+        EXPECT_EQ(again->position(), 795u);
+        const auto plain = different->new_session();
+        EXPECT_TRUE(ends_with(go_on(*plain, text(0, 800)),
+                              go_on(*again, text(795, 800))));
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -384,13 +384,14 @@ size_t KvCache::kept_old(size_t index, size_t length) const {
 }
 
 KvCache::Growth KvCache::growth_of(uint64_t old_records,
-                                   uint64_t full_records) const {
+                                   uint64_t full_records,
+                                   uint64_t raw_records) const {
   const bool same = layout().quant_bits == 0;
   const size_t stride = same ? pool_.full().stride() : pool_.old().stride();
   const uint64_t room = (pool_.old_limit() - pool_.old_bytes) / stride;
   const size_t old = std::min(old_records, room);
-  return same ? Growth{.full = old + full_records}
-              : Growth{.full = full_records, .old = old};
+  return same ? Growth{.full = old + full_records, .raw = raw_records}
+              : Growth{.full = full_records, .old = old, .raw = raw_records};
 }
 
 Status KvCache::adopt(const KvVersion& version,
@@ -401,8 +402,10 @@ Status KvCache::adopt(const KvVersion& version,
   const size_t blocks = blocks_for(length);
   if (version.layer >= layers_.size() || b >= blocks ||
       (version.old && b >= kv_old_blocks(length)) ||
-      payload.size() !=
-          (version.old ? shape.old_bytes() : shape.full_bytes())) {
+      (version.raw && !shape.raw_keys) ||
+      payload.size() != (version.raw   ? shape.raw_bytes()
+                         : version.old ? shape.old_bytes()
+                                       : shape.full_bytes())) {
     return io_error("a block that cannot be part of the saved session");
   }
   Layer& layer = layers_[version.layer];
@@ -410,6 +413,14 @@ Status KvCache::adopt(const KvVersion& version,
   const auto fill = [&](std::byte* out) {
     std::memcpy(out, payload.data(), payload.size());
   };
+  if (version.raw) {
+    if (layer.raw[b] != nullptr) {
+      return io_error("a block twice in the saved session");
+    }
+    FLASH_ASSIGN_OR_RETURN(layer.raw[b], pool_.raw().take());
+    fill(layer.raw[b]);
+    return Status();
+  }
   const bool shared =
       version.old && shape.quant_bits == 0 && room_for(pool_.full().stride());
   if (version.old &&
@@ -434,6 +445,17 @@ Status KvCache::adopt(const KvVersion& version,
 }
 
 bool KvCache::adopted(size_t length) {
+  // Keys before rope belong to every block that is there.
+  for (const Layer& layer : layers_) {
+    for (size_t b = 0; layout().raw_keys && b < layer.full.size(); ++b) {
+      const bool there =
+          layer.full[b].keys != nullptr || layer.old[b].keys != nullptr;
+      if (there && layer.raw[b] == nullptr) {
+        (void)truncate(0);
+        return false;
+      }
+    }
+  }
   // A sliding layer begins with what was saved of it.
   for (Layer& layer : layers_) {
     size_t first = 0;

@@ -77,7 +77,9 @@ class KvCache {
   // everything is forgotten.
   bool adopted(size_t length);
   // Blocks that adopting so many records takes, at most.
-  Growth growth_of(uint64_t old_records, uint64_t full_records) const;
+  Growth growth_of(uint64_t old_records,
+                   uint64_t full_records,
+                   uint64_t raw_records = 0) const;
   // How many blocks of a layer, from the first on, are kept as old ones for
   // the query at `length`.
   size_t kept_old(size_t layer, size_t length) const;
@@ -88,6 +90,9 @@ class KvCache {
   std::byte* value_row(size_t layer, size_t position);
   // Its keys before rope, float32. REQUIRES: open, layout().raw_keys.
   float* raw_row(size_t layer, size_t position);
+  const float* raw_row(size_t layer, size_t position) const {
+    return const_cast<KvCache*>(this)->raw_row(layer, position);
+  }
   // The first `rows` rows of a block's keys, in its versions; a block that has
   // an old one is whole. Different blocks may be replaced at the same time.
   void replace_keys(size_t layer,

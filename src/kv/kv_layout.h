@@ -87,9 +87,8 @@ struct KvLayout {
   size_t old_stride() const { return whole_pages(old_bytes()); }
 
   size_t raw_row_bytes() const { return kv_heads * head_dim * sizeof(float); }
-  size_t raw_stride() const {
-    return raw_keys ? whole_pages(kernels::kKvBlock * raw_row_bytes()) : 0;
-  }
+  size_t raw_bytes() const { return kernels::kKvBlock * raw_row_bytes(); }
+  size_t raw_stride() const { return raw_keys ? whole_pages(raw_bytes()) : 0; }
 
   uint32_t window(size_t layer) const {
     return layer < windows.size() ? windows[layer] : 0;

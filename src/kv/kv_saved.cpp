@@ -80,6 +80,28 @@ Status save_full(const KvCache& cache,
   return Status();
 }
 
+// Keys before rope, of a cache that may forget.
+Status save_raw(const KvCache& cache,
+                uint32_t layer,
+                size_t length,
+                SessionWriter& writer) {
+  const KvLayout& layout = cache.layout();
+  for (size_t b = 0; layout.raw_keys && b * kBlock < length; ++b) {
+    if (!cache.has_raw(layer, b * kBlock)) continue;
+    const KvVersion version{
+        .layer = layer, .block = static_cast<uint32_t>(b), .raw = true};
+    if (kept(version, writer)) continue;
+    std::memcpy(
+        writer.payload(), cache.raw_row(layer, b * kBlock), layout.raw_bytes());
+    if ((b + 1) * kBlock > length) {
+      const size_t known = (length - b * kBlock) * layout.raw_row_bytes();
+      std::memset(writer.payload() + known, 0, layout.raw_bytes() - known);
+    }
+    FLASH_RETURN_IF_ERROR(writer.put(version, layout.raw_bytes()));
+  }
+  return Status();
+}
+
 }  // namespace
 
 uint64_t saved_index_bytes(const KvLayout& layout,
@@ -99,6 +121,7 @@ uint64_t saved_layout(const KvLayout& layout) {
                                   layout.head_dim,
                                   layout.value_dim,
                                   layout.values_in_keys ? 1u : 0u,
+                                  layout.raw_keys ? 1u : 0u,
                                   static_cast<uint64_t>(layout.dtype),
                                   static_cast<uint64_t>(layout.quant_bits)};
   for (size_t i = 0; i < layout.layers; ++i) fields.push_back(layout.window(i));
@@ -112,6 +135,7 @@ Status save_blocks(const KvCache& cache, size_t length, SessionWriter& writer) {
     FLASH_RETURN_IF_ERROR(
         save_old(cache, layer, cache.kept_old(i, length), writer));
     FLASH_RETURN_IF_ERROR(save_full(cache, layer, length, writer));
+    FLASH_RETURN_IF_ERROR(save_raw(cache, layer, length, writer));
   }
   return Status();
 }

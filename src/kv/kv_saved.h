@@ -3,6 +3,7 @@
 
 // A cache into a session's file and back (kv/session_file.h).
 
+#include <algorithm>
 #include <cstddef>
 
 #include "base/status.h"
@@ -13,7 +14,9 @@ namespace mlx_flash {
 
 // Largest payload of a record.
 inline size_t saved_payload_bytes(const KvLayout& layout) {
-  return std::max(layout.full_bytes(), layout.old_bytes());
+  return std::max({layout.full_bytes(),
+                   layout.old_bytes(),
+                   layout.raw_keys ? layout.raw_bytes() : 0});
 }
 
 // Memory for the index while a session is saved, at most: that of the save
