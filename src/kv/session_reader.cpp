@@ -15,7 +15,15 @@
 namespace mlx_flash {
 namespace {
 
-using namespace session_format;
+using session_format::checksum_of;
+using session_format::kOld;
+using session_format::kRaw;
+using session_format::kRecordMagic;
+using session_format::read_saved;
+using session_format::RecordHead;
+using session_format::Saved;
+using session_format::SavedRecord;
+using session_format::version_of;
 
 class Reader : public SessionReader {
  public:

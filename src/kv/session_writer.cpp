@@ -19,7 +19,17 @@
 namespace mlx_flash {
 namespace {
 
-using namespace session_format;
+using session_format::checksum_of;
+using session_format::Head;
+using session_format::head_checksum;
+using session_format::kHeads;
+using session_format::kHeadsBytes;
+using session_format::kind_of;
+using session_format::order_of;
+using session_format::read_saved;
+using session_format::RecordHead;
+using session_format::Saved;
+using session_format::SavedRecord;
 
 constexpr uint64_t kPage = kKvAlignment;
 
