@@ -33,7 +33,7 @@ test-all: build python setup-model ## the slow tests too
 python: setup setup-parity ## the Python package's extension, for tests
 	@tools/build.sh python _engine
 
-lint: setup-lint ## formatting, layers, sizes, headers, clang-tidy, -Werror
+lint: setup-lint setup-parity ## formatting, layers, sizes, headers, clang-tidy, -Werror
 	@tools/lint.sh
 
 format: setup-lint ## clang-format over our sources

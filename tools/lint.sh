@@ -46,6 +46,12 @@ check_warnings() {
   FLASH_WERROR=ON tools/build.sh release --quiet
 }
 
+# The Python extension is a build of its own, the one that its tests use.
+check_extension() {
+  FLASH_WERROR=ON tools/build.sh python --quiet _engine &&
+    python3 tools/clang_tidy.py build/python python/
+}
+
 check_headers() {
   FLASH_WERROR=ON tools/build.sh release --quiet flash_headers
 }
@@ -55,4 +61,5 @@ step format check_format
 step warnings check_warnings
 step headers check_headers
 step clang-tidy python3 tools/clang_tidy.py build/release
+step extension check_extension
 [ -z "$failed" ] || die "lint found something in:$failed"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Mapping
 
 Kernels = Literal["auto", "fast", "stock"]
-Eviction = Literal["lru"]
+Eviction = Literal["lfu", "lru"]
+Io = Literal["auto", "uring", "threads"]
 
 
 @dataclass
@@ -38,7 +39,10 @@ class FlashConfig:
     disk_kv_dir: str | None = None
     disk_kv_max_tokens: int | None = None
     moe_top_k_override: int | None = None
-    eviction_strategy: Eviction = "lru"
+    eviction_strategy: Eviction = "lfu"
+    io: Io = "auto"
+    disk_limit_gb_s: float = 0.0
+    bandwidth_controller: bool = True
     threads: int = 0
     enable_profiling: bool = False
     monitor: bool = False
@@ -60,16 +64,17 @@ class FlashConfig:
                 _refuse(name, value, f"an integer from {least} to {most}")
         if self.kernels not in ("auto", "fast", "stock"):
             _refuse("kernels", self.kernels, "'auto', 'fast' or 'stock'")
-        if self.eviction_strategy != "lru":
-            _refuse("eviction_strategy", self.eviction_strategy, "'lru'")
+        if self.eviction_strategy not in ("lfu", "lru"):
+            _refuse("eviction_strategy", self.eviction_strategy, "'lfu' or 'lru'")
+        if self.io not in ("auto", "uring", "threads"):
+            _refuse("io", self.io, "'auto', 'uring' or 'threads'")
+        limit = self.disk_limit_gb_s
+        if not _is_number(limit) or not 0 <= limit < 1e6:
+            _refuse("disk_limit_gb_s", limit, "GB (10^9 bytes) per second; 0: no limit")
         if self.kv_cache_bits not in (4, 8):
             _refuse("kv_cache_bits", self.kv_cache_bits, "4 or 8")
         budget = self.ram_budget_gb
-        if budget is not None and (
-            isinstance(budget, bool)
-            or not isinstance(budget, (int, float))
-            or not 0 < budget < 1e6
-        ):
+        if budget is not None and (not _is_number(budget) or not 0 < budget < 1e6):
             _refuse("ram_budget_gb", budget, "a positive number of GB (10^9 bytes)")
         self._validate_together()
 
@@ -100,6 +105,7 @@ _FLAGS = (
     "enabled",
     "pipelined_execution",
     "tiled_execution",
+    "bandwidth_controller",
     "kv_cache_quantized",
     "disk_kv_enabled",
     "enable_profiling",
@@ -124,6 +130,10 @@ _OPTIONAL = ("max_kv_size", "disk_kv_max_tokens", "moe_top_k_override")
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _refuse(field: str, value: object, wanted: str) -> None:

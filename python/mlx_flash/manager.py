@@ -137,7 +137,6 @@ class Loaded:
         if self.hooks.pinned_share is not None:
             weights = self.engine.plan()["weights_bytes"]
             budget.ram = minimum + int(2 * weights * self.hooks.pinned_share)
-            budget.tables = max(1, int(weights * self.hooks.pinned_share))
         elif budget.ram < minimum:
             asked = self.flash.ram_budget_gb
             given = f"{asked} GB" if asked is not None else "what the machine has free"
@@ -242,6 +241,10 @@ class _Loader:
             queue_depth=self.flash.pipeline_depth,
             read_ahead=self.flash.pipelined_execution,
             tile_bytes=self._tile_bytes(),
+            io=self.flash.io,
+            bytes_per_s=self.flash.disk_limit_gb_s * 1e9,
+            controller=self.flash.bandwidth_controller,
+            eviction=self.flash.eviction_strategy,
         )
         try:
             places: dict[str, Place] = {}
@@ -259,10 +262,11 @@ class _Loader:
                 return model, recorded.arrays
 
             source.rebuild = Rebuild(source, again)
-            patch = patch_model(model, source)
-            engine.forget_undeclared()
             if self.flash.moe_top_k_override is not None:
                 _override_top_k(model, self.flash.moe_top_k_override)
+            source.active = max(_routers_top_k(model), default=0)
+            patch = patch_model(model, source)
+            engine.forget_undeclared()
         except BaseException:
             engine.close()
             raise
@@ -330,13 +334,22 @@ def _load_tokenizer(
 _TOP_K = ("top_k", "num_experts_per_tok", "moe_k", "k")
 
 
-def _override_top_k(model: nn.Module, top_k: int) -> None:
-    """Sets the number of experts of a token on every router."""
-    found = False
+def _routers(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Modules that hold the number of experts of a token, and under which name."""
     for _, module in walk(model):
         for name in _TOP_K:
-            if isinstance(module.__dict__.get(name), int) and "args" not in name:
-                object.__setattr__(module, name, top_k)
-                found = True
+            if isinstance(module.__dict__.get(name), int):
+                yield module, name
+
+
+def _routers_top_k(model: nn.Module) -> list[int]:
+    return [module.__dict__[name] for module, name in _routers(model)]
+
+
+def _override_top_k(model: nn.Module, top_k: int) -> None:
+    """Sets the number of experts of a token on every router."""
+    found = list(_routers(model))
+    for module, name in found:
+        object.__setattr__(module, name, top_k)
     if not found:
         raise ValueError("FlashConfig.moe_top_k_override: this model has no experts")

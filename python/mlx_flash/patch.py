@@ -53,6 +53,7 @@ class Source:
     places: dict[str, Place]
     resident_max: int
     fast: bool
+    active: int = 0  # experts that a token uses; 0: not known
 
     def __post_init__(self) -> None:
         self.names = {id(array): name for name, array in self.raw.items()}
@@ -100,14 +101,38 @@ class Source:
             found.append((place.file, place.offset, array.shape[-1] * array.itemsize))
         return found
 
-    def add_table(self, name: str, arrays: list[mx.array], experts: bool) -> int:
+    def add_table(self, name: str, arrays: list[mx.array]) -> int:
         """A table of which one entry of axis 0 is read at a time."""
         parts = []
         for array in arrays:
             place = self.place_of(array)
             assert place is not None
             parts.append((place.file, place.offset, array.nbytes // array.shape[0]))
-        return self.engine.add_table(name, parts, arrays[0].shape[0], experts)
+        return self.engine.add_table(name, parts, arrays[0].shape[0])
+
+    def entries(self, array: mx.array) -> list[tuple[int, int]]:
+        """(file, offset) of each entry of axis 0, if each is a stretch of one
+        file: stacked there, or by sanitize(). Else nothing."""
+        found = []
+        for leaf, offset in self.engine.entries_of(array):
+            place = self.places[self.names_by_leaf[leaf]]
+            found.append((place.file, place.offset + offset))
+        return found
+
+    def expert_parts(
+        self, arrays: list[mx.array]
+    ) -> list[list[tuple[int, int, int]]] | None:
+        """(file, offset, bytes of a row) of each array, for each expert; None
+        where an expert of one is no stretch of a file."""
+        rows = arrays[0].shape[1]
+        columns = []
+        for array in arrays:
+            entries = self.entries(array)
+            if array.ndim != 3 or array.shape[1] != rows or not entries:
+                return None
+            row = array.shape[2] * array.itemsize
+            columns.append([(file, offset, row) for file, offset in entries])
+        return [list(parts) for parts in zip(*columns)]
 
 
 # --- Threads ----------------------------------------------------------------
@@ -205,10 +230,10 @@ class Streamed:
 
 
 class _Asked(threading.local):
-    """The module whose rows this thread is asking for, and which."""
+    """The module whose rows this thread is asking for, and these."""
 
     module: nn.Module | None = None
-    ids: mx.array | None = None
+    rows: dict[str, mx.array] = {}
 
 
 _asked = _Asked()
@@ -217,22 +242,21 @@ _asked = _Asked()
 class StreamedRows(Streamed):
     """One that needs only some rows of its parameters: an embedding, experts."""
 
-    _flash_tables: dict[str, tuple[int, list[int], mx.array]]
+    # Arrays in which only rows `ids` are there, by the parameter's name.
+    _flash_rows: Callable[[mx.array], dict[str, mx.array]]
 
     def __getitem__(self, key: str) -> Any:
-        table = self._flash_tables.get(key) if _asked.module is self else None
-        if table is None:
-            return super().__getitem__(key)
-        number, shape, like = table
-        return self._flash_weights[key].rows(number, shape, like, _asked.ids)
+        if _asked.module is self and key in _asked.rows:
+            return _asked.rows[key]
+        return super().__getitem__(key)
 
     def _with_rows(self, ids: mx.array, call: Callable[[], mx.array]) -> mx.array:
-        before = _asked.module, _asked.ids
-        _asked.module, _asked.ids = self, ids
+        before = _asked.module, _asked.rows
+        _asked.module, _asked.rows = self, self._flash_rows(ids)
         try:
             return call()
         finally:
-            _asked.module, _asked.ids = before
+            _asked.module, _asked.rows = before
 
 
 class StreamedEmbedding(StreamedRows):
@@ -254,7 +278,7 @@ class FastLinear(Streamed):
         return self._flash_linear(x, bias)
 
 
-class FastEmbedding(StreamedRows):
+class FastEmbedding(Streamed):
     _flash_embed: Callable[[mx.array], mx.array]
     _flash_linear: Callable[[mx.array, mx.array | None], mx.array]
 
@@ -265,7 +289,7 @@ class FastEmbedding(StreamedRows):
         return self._flash_linear(x, None)
 
 
-class FastExperts(StreamedRows):
+class FastExperts(Streamed):
     _flash_experts: Callable[[mx.array, mx.array], mx.array]
 
     def __call__(self, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
@@ -369,25 +393,60 @@ def _patch_module(
     experts = isinstance(module, (SwitchLinear, QuantizedSwitchLinear))
     every_pass = not experts and (tied or not embedding)
     parts = {key: large[key] for key in _PARTS if key in large}
-    whole = all(source.place_of(a) is not None for a in parts.values()) and all(
-        module.get(key) is None or key in parts for key in _PARTS
-    )
+    whole = all(module.get(key) is None or key in parts for key in _PARTS)
+    if experts:
+        whole = whole and source.expert_parts(list(parts.values())) is not None
+    else:
+        whole = whole and all(source.place_of(a) is not None for a in parts.values())
     if whole and source.fast and "weight" in parts:
         if _patch_fast(path, module, source, patch, large, parts, every_pass):
             return
     weights = _declare(path, large, source, patch, every_pass)
-    if (embedding or experts) and whole:
-        tables = {
-            key: (source.add_table(f"{path}.{key}", [a], experts), list(a.shape), a)
-            for key, a in parts.items()
-        }
+    if (embedding or experts) and whole and parts:
         mixin = StreamedExperts if experts else StreamedEmbedding
-        adopt(module, mixin, _flash_weights=weights, _flash_tables=tables)
+        rows = _rows_of(path, source, parts, experts)
+        adopt(module, mixin, _flash_weights=weights, _flash_rows=rows)
         if embedding:
             _count_working(patch, large, source)
         return
     _count_working(patch, large, source)
     adopt(module, Streamed, _flash_weights=weights)
+
+
+def _rows_of(
+    path: str, source: Source, parts: dict[str, mx.array], experts: bool
+) -> Callable[[mx.array], dict[str, mx.array]]:
+    engine, arrays = source.engine, list(parts.values())
+    if experts:
+        table = _add_experts(path, source, arrays)
+        rows = _engine.expert_rows
+    else:
+        table = source.add_table(path, arrays)
+        rows = _engine.table_rows
+    return lambda ids: dict(zip(parts, rows(engine, table, arrays, ids)))
+
+
+_ACTIVE_USUAL = 8  # experts of a token, where the model does not say
+
+
+def _add_experts(
+    path: str,
+    source: Source,
+    arrays: list[mx.array],
+    cols: int = 0,
+    kind: _engine.Format | None = None,
+) -> int:
+    parts = source.expert_parts(arrays)
+    assert parts is not None
+    return source.engine.add_experts(
+        name=path,
+        group=path.rpartition(".")[0],
+        parts=parts,
+        active=source.active or _ACTIVE_USUAL,
+        rows=arrays[0].shape[1],
+        cols=cols,
+        format=kind,
+    )
 
 
 def _kv_width(path: str, weight: mx.array) -> int:
@@ -432,14 +491,11 @@ def _patch_fast(
         table = engine.add_embedding(path, row_parts, rows, cols, kind)
         attributes["_flash_embed"] = lambda ids: _engine.embed(engine, table, ids)
     if experts:
-        stack = source.add_table(path, list(parts.values()), True)
-        attributes["_flash_experts"] = lambda x, ids: _engine.experts(
-            engine, stack, rows, cols, kind, x, ids
-        )
+        stack = _add_experts(path, source, list(parts.values()), cols, kind)
+        attributes["_flash_experts"] = lambda x, ids: _engine.experts(engine, stack, x, ids)
     if linear:
         adopt(module, FastLinear, **attributes)
     else:
-        attributes["_flash_tables"] = {}
         adopt(module, FastEmbedding if embedding else FastExperts, **attributes)
     return True
 

@@ -10,6 +10,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <tuple>
 
@@ -19,7 +20,7 @@
 #include "ops.h"
 
 namespace nb = nanobind;
-using namespace nb::literals;
+using nb::literals::operator""_a;
 
 namespace mlx_flash::python {
 namespace {
@@ -131,19 +132,38 @@ struct Weight {
   }
 };
 
+IoKind io_kind(const std::string& name) {
+  if (name == "auto") return IoKind::kAuto;
+  if (name == "uring") return IoKind::kUring;
+  if (name == "threads") return IoKind::kThreads;
+  throw nb::value_error(("no way to read: " + name).c_str());
+}
+
+ExpertPolicy policy(const std::string& name) {
+  if (name == "lfu") return ExpertPolicy::kFrequency;
+  if (name == "lru") return ExpertPolicy::kRecency;
+  throw nb::value_error(("no eviction strategy: " + name).c_str());
+}
+
 Engine open_engine(const std::vector<std::string>& paths,
                    int threads,
                    int queue_depth,
                    bool read_ahead,
                    bool controller,
-                   uint64_t tile_bytes) {
+                   uint64_t tile_bytes,
+                   const std::string& io,
+                   double bytes_per_s,
+                   const std::string& eviction) {
   Engine engine;
   engine.store = value_or_raise(Store::open(paths,
                                             {.threads = threads,
                                              .queue_depth = queue_depth,
                                              .read_ahead = read_ahead,
                                              .controller = controller,
-                                             .tile_bytes = tile_bytes}));
+                                             .tile_bytes = tile_bytes,
+                                             .io = io_kind(io),
+                                             .bytes_per_s = bytes_per_s,
+                                             .policy = policy(eviction)}));
   return engine;
 }
 
@@ -188,6 +208,8 @@ nb::dict plan_dict(const Store& store) {
   d["streamed_bytes"] = plan.streamed_bytes;
   d["ring_bytes"] = plan.ring_bytes;
   d["tables_bytes"] = store.tables_bytes();
+  d["expert_bytes"] = plan.expert_bytes;
+  d["expert_token_bytes"] = plan.expert_token_bytes;
   d["activation_bytes"] = plan.activation_bytes;
   d["runtime_bytes"] = plan.runtime_bytes;
   d["predicted_peak_bytes"] = plan.predicted_peak_bytes;
@@ -205,11 +227,18 @@ nb::dict stats_dict(Store& store) {
   d["tiles_streamed"] = s.stream.tiles_streamed;
   d["tiles_pinned"] = s.stream.tiles_pinned;
   d["misses"] = s.stream.misses;
-  d["bytes_read"] = s.stream.bytes_read + s.tables.bytes_read;
-  d["io_wait_s"] = s.stream.wait_seconds + s.tables.wait_seconds;
+  d["bytes_read"] =
+      s.stream.bytes_read + s.tables.bytes_read + s.experts.bytes_read;
+  d["io_wait_s"] =
+      s.stream.wait_seconds + s.tables.wait_seconds + s.experts.wait_seconds;
   d["compute_s"] = s.compute_seconds;
   d["table_rows"] = s.tables.rows;
   d["table_hits"] = s.tables.hits;
+  d["expert_uses_bytes"] = s.experts.bytes;
+  d["expert_hits_bytes"] = s.experts.hit_bytes;
+  d["expert_bytes_read"] = s.experts.bytes_read;
+  d["expert_evictions"] = s.experts.evictions;
+  d["expert_bytes"] = s.experts_bytes;
   d["pinned_bytes"] = s.pinned_bytes;
   d["weight_arrays_bytes"] = s.arrays_bytes;
   d["weight_arrays_bytes_max"] = s.arrays_bytes_max;
@@ -256,15 +285,46 @@ TableId add_embedding(Engine& engine,
   ScheduledMatrix table = scheduled(name, parts, rows, false);
   table.cols = cols;
   table.format = format;
-  return engine.store->add_table(std::move(table), false);
+  return engine.store->add_table(std::move(table));
 }
 
 TableId add_table(Engine& engine,
                   const std::string& name,
                   const std::vector<Part>& parts,
-                  uint64_t rows,
-                  bool experts) {
-  return engine.store->add_table(scheduled(name, parts, rows, false), experts);
+                  uint64_t rows) {
+  return engine.store->add_table(scheduled(name, parts, rows, false));
+}
+
+// `parts`: of each expert, as many. `format` none: for whole rows only.
+ExpertTableId add_experts(Engine& engine,
+                          const std::string& name,
+                          const std::string& group,
+                          const std::vector<std::vector<Part>>& parts,
+                          uint32_t active,
+                          uint64_t rows,
+                          uint64_t cols,
+                          const std::optional<WeightFormat>& format) {
+  ExpertLayer layer;
+  layer.name = name;
+  layer.experts = static_cast<uint32_t>(parts.size());
+  layer.active = std::clamp(active, 1u, std::max(layer.experts, 1u));
+  ExpertMatrix& matrix = layer.matrices.emplace_back();
+  matrix.rows = rows;
+  matrix.cols = cols;
+  if (format) matrix.format = *format;
+  for (const std::vector<Part>& expert : parts) {
+    const ScheduledMatrix one = scheduled(name, expert, rows, false);
+    matrix.part_count = one.part_count;
+    matrix.parts.push_back(one.parts);
+  }
+  return engine.store->add_experts(std::move(layer), group);
+}
+
+std::vector<ArrayType> types_of(const std::vector<mx::array>& arrays) {
+  std::vector<ArrayType> types;
+  types.reserve(arrays.size());
+  for (const mx::array& a : arrays) types.push_back({a.shape(), a.dtype()});
+  return types;
 }
 
 void know_leaf(Engine& engine, const mx::array& a) {
@@ -287,18 +347,6 @@ uint64_t minimum(const Engine& engine, const Budget& budget) {
   return value_or_raise(engine.store->minimum(budget));
 }
 
-mx::array weight_rows(const Weight& weight,
-                      TableId table,
-                      const std::vector<int>& shape,
-                      const mx::array& like,
-                      const mx::array& ids) {
-  return tensor_rows(weight.store,
-                     table,
-                     mx::Shape(shape.begin(), shape.end()),
-                     like.dtype(),
-                     ids);
-}
-
 void bind_declarations(nb::class_<Engine>& engine) {
   engine.def("know_leaf", &know_leaf)
       .def("alias_leaf", &alias_leaf)
@@ -307,11 +355,28 @@ void bind_declarations(nb::class_<Engine>& engine) {
            [](const Engine& e, const mx::array& a) {
              return Expression(a, e.leaves).leaves();
            })
+      .def("entries_of",
+           [](const Engine& e, const mx::array& a) {
+             std::vector<std::tuple<uint32_t, uint64_t>> found;
+             for (const auto& entry : Expression(a, e.leaves).entries()) {
+               found.emplace_back(entry.leaf, entry.offset);
+             }
+             return found;
+           })
       .def("add_tensor", &add_tensor)
       .def("read_tensor", &read_tensor)
       .def("add_matrix", &add_matrix)
       .def("add_embedding", &add_embedding)
       .def("add_table", &add_table)
+      .def("add_experts",
+           &add_experts,
+           "name"_a,
+           "group"_a,
+           "parts"_a,
+           "active"_a,
+           "rows"_a,
+           "cols"_a = 0,
+           "format"_a = nb::none())
       .def("weight", [](const Engine& e, const mx::array& a, bool float32) {
         return Weight{e.store, Expression(a, e.leaves), float32};
       });
@@ -331,7 +396,10 @@ void bind_engine(nb::module_& m) {
            "queue_depth"_a = 0,
            "read_ahead"_a = true,
            "controller"_a = true,
-           "tile_bytes"_a = 0)
+           "tile_bytes"_a = 0,
+           "io"_a = "auto",
+           "bytes_per_s"_a = 0.0,
+           "eviction"_a = "lfu")
       .def("minimum", &minimum)
       .def("start", &start)
       .def("close", &close)
@@ -350,9 +418,7 @@ void bind_engine(nb::module_& m) {
 }
 
 void bind_ops(nb::module_& m) {
-  nb::class_<Weight>(m, "Weight")
-      .def("array", &Weight::array)
-      .def("rows", &weight_rows);
+  nb::class_<Weight>(m, "Weight").def("array", &Weight::array);
   m.def("chain", &chain);
   m.def(
       "linear",
@@ -371,13 +437,22 @@ void bind_ops(nb::module_& m) {
   });
   m.def("experts",
         [](const Engine& e,
-           TableId table,
-           uint32_t rows,
-           uint32_t cols,
-           const WeightFormat& format,
+           ExpertTableId table,
            const mx::array& x,
+           const mx::array& ids) { return experts(e.store, table, x, ids); });
+  m.def("table_rows",
+        [](const Engine& e,
+           TableId table,
+           const std::vector<mx::array>& like,
            const mx::array& ids) {
-          return experts(e.store, table, {format, rows, cols}, x, ids);
+          return table_rows(e.store, table, types_of(like), ids);
+        });
+  m.def("expert_rows",
+        [](const Engine& e,
+           ExpertTableId table,
+           const std::vector<mx::array>& like,
+           const mx::array& ids) {
+          return expert_rows(e.store, table, types_of(like), ids);
         });
 }
 
@@ -388,7 +463,6 @@ void bind_memory(nb::module_& m) {
       .def_rw("runtime", &Budget::runtime)
       .def_rw("decode", &Budget::decode)
       .def_rw("per_row", &Budget::per_row)
-      .def_rw("tables", &Budget::tables)
       .def_rw("experts", &Budget::experts)
       .def_rw("fixed", &Budget::fixed);
   m.def("available_ram", [] { return available_ram(); });

@@ -41,8 +41,13 @@ mx::Stream task_stream() {
 }
 
 // A task: raw pointers to inputs and outputs, evaluated in order.
-using Task =
-    std::function<Status(const std::vector<const void*>& inputs, void* out)>;
+using Inputs = std::vector<const void*>;
+using Outputs = std::vector<std::byte*>;
+using Task = std::function<Status(const Inputs& inputs, const Outputs& out)>;
+
+// The memory of a weight is counted from when its task begins to write: MLX
+// allocates ahead of that, and until then it is address space.
+using Filled = std::shared_ptr<std::atomic<bool>>;
 
 class StoreOp : public mx::Primitive {
  public:
@@ -67,31 +72,37 @@ class StoreOp : public mx::Primitive {
       throw std::runtime_error(std::string(kFailed) +
                                std::string(kInterrupted));
     }
-    std::vector<const void*> in;
-    in.reserve(inputs.size());
+    Inputs in;
     for (const mx::array& input : inputs) {
       in.push_back(input.data<std::byte>());
     }
-    mx::array& out = outputs[0];
-    // Whether the task of a weight has begun to write. MLX allocates ahead of
-    // that: until then it is address space.
-    const auto filled =
+    const Filled filled =
         weight_ ? std::make_shared<std::atomic<bool>>(false) : nullptr;
-    allocate(out, filled);
+    Outputs to;
+    std::vector<size_t> bytes;
+    for (mx::array& out : outputs) {
+      allocate(out, filled);
+      to.push_back(out.data<std::byte>());
+      bytes.push_back(out.nbytes());
+    }
     mx::cpu::get_command_encoder(stream()).dispatch([store = store_,
                                                      task = task_,
                                                      in = std::move(in),
-                                                     to = out.data<std::byte>(),
-                                                     bytes = out.nbytes(),
+                                                     to = std::move(to),
+                                                     bytes = std::move(bytes),
                                                      filled] {
       if (filled) {
         *filled = true;
-        store->count_array(static_cast<int64_t>(bytes));
+        for (const size_t n : bytes) {
+          store->count_array(static_cast<int64_t>(n));
+        }
       }
       const Status status = task(in, to);
       if (status.ok()) return;
       // What runs before the exception is seen must not index by garbage.
-      if (!filled) std::memset(to, 0, bytes);
+      for (size_t i = 0; i < to.size() && !filled; ++i) {
+        std::memset(to[i], 0, bytes[i]);
+      }
       throw std::runtime_error(std::string(kFailed) + status.message());
     });
   }
@@ -104,8 +115,7 @@ class StoreOp : public mx::Primitive {
   const char* name() const override { return name_; }
 
  private:
-  void allocate(mx::array& out,
-                const std::shared_ptr<std::atomic<bool>>& filled) const {
+  void allocate(mx::array& out, const Filled& filled) const {
     if (!filled) {
       out.set_data(mx::allocator::malloc(out.nbytes()));
       return;
@@ -125,22 +135,47 @@ class StoreOp : public mx::Primitive {
   Task task_;
 };
 
+std::vector<mx::array> nodes(const char* name,
+                             const StorePtr& store,
+                             bool weight,
+                             const std::vector<ArrayType>& types,
+                             std::vector<mx::array> inputs,
+                             const Pass& pass,
+                             Task task) {
+  const Forward& state = forward();
+  if (state.open && state.last) inputs.push_back(*state.last);
+  auto op = std::make_shared<StoreOp>(
+      task_stream(), name, store, pass.epoch, weight, std::move(task));
+  if (types.size() == 1) {
+    return {mx::array(types[0].shape, types[0].dtype, op, std::move(inputs))};
+  }
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+  for (const ArrayType& type : types) {
+    shapes.push_back(type.shape);
+    dtypes.push_back(type.dtype);
+  }
+  return mx::array::make_arrays(shapes, dtypes, op, inputs);
+}
+
+// A result in float32.
 mx::array node(const char* name,
                const StorePtr& store,
-               bool weight,
                const mx::Shape& shape,
-               mx::Dtype dtype,
                std::vector<mx::array> inputs,
                const Pass& pass,
                Task task) {
-  const Forward& state = forward();
-  if (state.open && state.last) inputs.push_back(*state.last);
-  return mx::array(
-      shape,
-      dtype,
-      std::make_shared<StoreOp>(
-          task_stream(), name, store, pass.epoch, weight, std::move(task)),
-      std::move(inputs));
+  return nodes(name,
+               store,
+               false,
+               {{shape, mx::float32}},
+               std::move(inputs),
+               pass,
+               std::move(task))[0];
+}
+
+float* floats(std::byte* data) {
+  return reinterpret_cast<float*>(data);
 }
 
 mx::array product(mx::array y) {
@@ -186,37 +221,52 @@ mx::array tensor(const StorePtr& store, const Leaf& leaf) {
   const Pass pass = pass_of(*store);
   Store* s = store.get();
   const MatrixId id = leaf.matrix;
-  return node("FlashTensor",
-              store,
-              true,
-              leaf.shape,
-              leaf.dtype,
-              {},
-              pass,
-              [s, id, pass](const auto&, void* out) {
-                return s->fill(id, static_cast<std::byte*>(out), pass);
-              });
+  return nodes("FlashTensor",
+               store,
+               true,
+               {{leaf.shape, leaf.dtype}},
+               {},
+               pass,
+               [s, id, pass](const auto&, const auto& out) {
+                 return s->fill(id, out[0], pass);
+               })[0];
 }
 
-mx::array tensor_rows(const StorePtr& store,
-                      TableId table,
-                      const mx::Shape& shape,
-                      mx::Dtype dtype,
-                      const mx::array& ids) {
+std::vector<mx::array> table_rows(const StorePtr& store,
+                                  TableId table,
+                                  const std::vector<ArrayType>& parts,
+                                  const mx::array& ids) {
   const mx::array rows = index_rows(ids);
   const Pass pass = pass_of(*store);
   Store* s = store.get();
-  return node(
+  return nodes(
       "FlashRows",
       store,
       true,
-      shape,
-      dtype,
+      parts,
       {rows},
       pass,
-      [s, table, n = rows.size(), pass](const auto& in, void* out) {
-        return s->fill_rows(
-            table, ids_at(in[0], n), static_cast<std::byte*>(out), pass);
+      [s, table, n = rows.size(), pass](const auto& in, const auto& out) {
+        return s->fill_rows(table, ids_at(in[0], n), out, pass);
+      });
+}
+
+std::vector<mx::array> expert_rows(const StorePtr& store,
+                                   ExpertTableId table,
+                                   const std::vector<ArrayType>& parts,
+                                   const mx::array& ids) {
+  const mx::array rows = index_rows(ids);
+  const Pass pass = pass_of(*store);
+  Store* s = store.get();
+  return nodes(
+      "FlashExpertRows",
+      store,
+      true,
+      parts,
+      {rows},
+      pass,
+      [s, table, n = rows.size(), pass](const auto& in, const auto& out) {
+        return s->fill_experts(table, ids_at(in[0], n), out, pass);
       });
 }
 
@@ -237,16 +287,14 @@ mx::array linear(const StorePtr& store,
   const mx::array y =
       node("FlashLinear",
            store,
-           false,
            shape,
-           mx::float32,
            {input},
            pass,
-           [s, matrix, rows, pass](const auto& in, void* out) {
+           [s, matrix, rows, pass](const auto& in, const auto& out) {
              return s->multiply(matrix,
                                 static_cast<const float*>(in[0]),
                                 rows,
-                                static_cast<float*>(out),
+                                floats(out[0]),
                                 pass);
            });
   return product(bias ? mx::add(y, *bias) : y);
@@ -261,24 +309,21 @@ mx::array embed(const StorePtr& store, TableId table, const mx::array& ids) {
   return product(
       node("FlashEmbedding",
            store,
-           false,
            shape,
-           mx::float32,
            {rows},
            pass,
-           [s, table, n = rows.size(), pass](const auto& in, void* out) {
-             return s->embed(
-                 table, ids_at(in[0], n), static_cast<float*>(out), pass);
+           [s, table, n = rows.size(), pass](const auto& in, const auto& out) {
+             return s->embed(table, ids_at(in[0], n), floats(out[0]), pass);
            }));
 }
 
 mx::array experts(const StorePtr& store,
-                  TableId table,
-                  const ExpertShape& shape,
+                  ExpertTableId table,
                   const mx::array& x,
                   const mx::array& ids) {
-  if (x.ndim() < 2 || x.shape(-1) != static_cast<int>(shape.cols)) {
-    throw std::invalid_argument(store->table(table).name +
+  const ExpertMatrix& matrix = store->expert_matrix(table);
+  if (x.ndim() < 2 || x.shape(-1) != static_cast<int>(matrix.cols)) {
+    throw std::invalid_argument(store->expert_name(table) +
                                 ": the input has the wrong shape");
   }
   // Which rows of x go with which id: numbers broadcast like x itself.
@@ -291,7 +336,7 @@ mx::array experts(const StorePtr& store,
   const std::vector<mx::array> pairs = mx::broadcast_arrays({numbers, ids});
   mx::Shape out_shape = pairs[1].shape();
   out_shape.push_back(m);
-  out_shape.push_back(static_cast<int>(shape.rows));
+  out_shape.push_back(static_cast<int>(matrix.rows));
   const mx::array input = float_rows(x);
   const mx::array rows = index_rows(pairs[0]);
   const mx::array wanted = index_rows(pairs[1]);
@@ -300,19 +345,16 @@ mx::array experts(const StorePtr& store,
   return product(node(
       "FlashExperts",
       store,
-      false,
       out_shape,
-      mx::float32,
       {input, rows, wanted},
       pass,
-      [s, table, shape, n = rows.size(), m, pass](const auto& in, void* out) {
+      [s, table, n = rows.size(), m, pass](const auto& in, const auto& out) {
         const auto x_rows = ids_at(in[1], n);
         const auto expert_ids = ids_at(in[2], n);
         const auto* from = static_cast<const float*>(in[0]);
-        auto* to = static_cast<float*>(out);
+        float* to = floats(out[0]);
         if (m == 1) {
-          return s->multiply_experts(
-              table, shape, from, x_rows, expert_ids, to, pass);
+          return s->multiply_experts(table, from, x_rows, expert_ids, to, pass);
         }
         std::vector<uint32_t> all_rows;
         std::vector<uint32_t> all_ids;
@@ -322,8 +364,7 @@ mx::array experts(const StorePtr& store,
             all_ids.push_back(expert_ids[i]);
           }
         }
-        return s->multiply_experts(
-            table, shape, from, all_rows, all_ids, to, pass);
+        return s->multiply_experts(table, from, all_rows, all_ids, to, pass);
       }));
 }
 
@@ -401,6 +442,117 @@ std::vector<uint32_t> Expression::leaves() const {
     for (const mx::array& input : a.inputs()) open.push_back(input);
   }
   return found;
+}
+
+namespace {
+
+// Follows what sanitize() did to stacked tensors, as long as every entry of the
+// first axis stays a stretch of one leaf.
+class EntryFinder {
+ public:
+  using Entries = std::vector<Expression::Entry>;
+
+  explicit EntryFinder(const Expression::Leaves& leaves) : leaves_(leaves) {}
+
+  // Empty: no.
+  Entries of(const mx::array& a) const {
+    if (a.ndim() < 2 || a.shape(0) == 0) return {};
+    if (const auto leaf = leaves_.find(a.id()); leaf != leaves_.end()) {
+      Entries entries;
+      const auto count = static_cast<uint64_t>(a.shape(0));
+      entries.reserve(count);
+      for (uint64_t i = 0; i < count; ++i) {
+        entries.push_back({leaf->second.number, entry_bytes(a) * i});
+      }
+      return entries;
+    }
+    if (!a.has_primitive()) return {};
+    const mx::Primitive& p = a.primitive();
+    const std::string_view op = p.name();
+    const auto& in = a.inputs();
+    if (op == "Concatenate") {
+      return static_cast<const mx::Concatenate&>(p).state() == 0 ? joined(in)
+                                                                 : Entries();
+    }
+    if (op == "ExpandDims") return expanded(a);
+    if (op == "Contiguous" && in[0].shape() == a.shape()) return of(in[0]);
+    if (op == "Slice") {
+      const auto [begin, end, strides] =
+          static_cast<const mx::Slice&>(p).state();
+      for (const auto stride : strides) {
+        if (stride != 1) return {};
+      }
+      return rows_from(in[0], a, begin);
+    }
+    if (op == "Split") return split(a);
+    return {};
+  }
+
+ private:
+  static uint64_t entry_bytes(const mx::array& a) {
+    return a.nbytes() / static_cast<uint64_t>(a.shape(0));
+  }
+
+  Entries joined(const std::vector<mx::array>& parts) const {
+    Entries all;
+    for (const mx::array& part : parts) {
+      const Entries entries = of(part);
+      if (entries.empty()) return {};
+      all.insert(all.end(), entries.begin(), entries.end());
+    }
+    return all;
+  }
+
+  // A leaf as one entry.
+  Entries expanded(const mx::array& a) const {
+    const mx::array& whole = a.inputs()[0];
+    const auto leaf = leaves_.find(whole.id());
+    if (a.shape(0) != 1 || a.ndim() != whole.ndim() + 1 ||
+        leaf == leaves_.end()) {
+      return {};
+    }
+    return {{leaf->second.number, 0}};
+  }
+
+  // `a` is `from` from `begin` on: the same entries, of each some rows.
+  Entries rows_from(const mx::array& from,
+                    const mx::array& a,
+                    const mx::Shape& begin) const {
+    for (int axis = 0; axis < static_cast<int>(from.ndim()); ++axis) {
+      if (axis != 1 && from.shape(axis) != a.shape(axis)) return {};
+    }
+    Entries entries = of(from);
+    const uint64_t row =
+        from.shape(1) == 0
+            ? 0
+            : entry_bytes(from) / static_cast<uint64_t>(from.shape(1));
+    for (Expression::Entry& entry : entries) {
+      entry.offset += static_cast<uint64_t>(begin[1]) * row;
+    }
+    return entries;
+  }
+
+  Entries split(const mx::array& a) const {
+    const auto& [indices, axis] =
+        static_cast<const mx::Split&>(a.primitive()).state();
+    if (axis != 1) return {};
+    const std::vector<mx::array> outputs = a.outputs();
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (outputs[i].id() != a.id()) continue;
+      mx::Shape begin(a.ndim(), 0);
+      if (i > 0) begin[1] = indices[i - 1];
+      return rows_from(a.inputs()[0], a, begin);
+    }
+    return {};
+  }
+
+  const Expression::Leaves& leaves_;
+};
+
+}  // namespace
+
+std::vector<Expression::Entry> Expression::entries() const {
+  return EntryFinder(*leaves_).of(root_);
 }
 
 }  // namespace mlx_flash::python

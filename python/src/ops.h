@@ -52,15 +52,25 @@ struct Leaf {
   mx::Dtype dtype = mx::float32;
 };
 
+struct ArrayType {
+  mx::Shape shape;
+  mx::Dtype dtype = mx::float32;
+};
+
 mx::array tensor(const StorePtr& store, const Leaf& leaf);
 
-// The same of which only rows `ids` (of the first axis) are there: the others
-// are memory that nobody has written, which costs address space only.
-mx::array tensor_rows(const StorePtr& store,
-                      TableId table,
-                      const mx::Shape& shape,
-                      mx::Dtype dtype,
-                      const mx::array& ids);
+// The parts of a table, whole arrays of which only rows `ids` (of the first
+// axis) are there: the others are memory that nobody has written, which costs
+// address space only. `parts` are as the table has them.
+std::vector<mx::array> table_rows(const StorePtr& store,
+                                  TableId table,
+                                  const std::vector<ArrayType>& parts,
+                                  const mx::array& ids);
+// Likewise of experts.
+std::vector<mx::array> expert_rows(const StorePtr& store,
+                                   ExpertTableId table,
+                                   const std::vector<ArrayType>& parts,
+                                   const mx::array& ids);
 
 // x W^T (+ bias), float32, by our kernels.
 mx::array linear(const StorePtr& store,
@@ -75,8 +85,7 @@ mx::array embed(const StorePtr& store, TableId table, const mx::array& ids);
 // that broadcasts to it, as mx.gather_mm does it. x [..., 1, cols] or
 // [..., m, cols]; out [*broadcast(x batch, ids), m, rows].
 mx::array experts(const StorePtr& store,
-                  TableId table,
-                  const ExpertShape& shape,
+                  ExpertTableId table,
                   const mx::array& x,
                   const mx::array& ids);
 
@@ -100,6 +109,15 @@ class Expression {
   mx::array instantiate(const StorePtr& store) const;
   // Numbers of the leaves it reads, each once; none where all is in memory.
   std::vector<uint32_t> leaves() const;
+
+  // Where each entry of the first axis lies, if each is a stretch of one leaf:
+  // leaves stacked one on the other, or rows of the entries of one. Empty where
+  // it is anything else.
+  struct Entry {
+    uint32_t leaf = 0;    // its number
+    uint64_t offset = 0;  // in its bytes
+  };
+  std::vector<Entry> entries() const;
 
  private:
   mx::array root_;

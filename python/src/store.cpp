@@ -7,21 +7,17 @@
 #include <cstring>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "kernels/dequantize.h"
 #include "kernels/fixed_point.h"
 #include "kernels/matmul.h"
 #include "nn/fast_ops.h"
+#include "residency/expert_share.h"
 
 namespace mlx_flash::python {
 namespace {
-
-// Experts kept of each table where the budget leaves no more.
-constexpr uint32_t kExpertsMin = 2;
-
-// Left to the ring of the dense weights when experts take the rest.
-constexpr uint64_t kRingRoom = uint64_t{16} << 20;
 
 // After so many passes memory besides caches does not grow any more, but for
 // what the allocator keeps.
@@ -29,7 +25,10 @@ constexpr uint64_t kPassesToSettle = 3;
 constexpr uint64_t kSlackBytes = 8'000'000;
 
 // Rows of an embedding that are kept.
-constexpr uint32_t kRowsKept = RowReader::kRowsDefault;
+uint32_t rows_of(uint64_t rows) {
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(rows, RowReader::kRowsDefault));
+}
 
 }  // namespace
 
@@ -53,6 +52,8 @@ void Store::close() {
   closed_ = true;
   std::lock_guard lock(mutex_);
   tables_.clear();
+  experts_.close();
+  weights_.reset();
   tiles_.reset();
   queue_.reset();
   arena_.reset();
@@ -67,8 +68,8 @@ MatrixId Store::add(ScheduledMatrix matrix) {
   return static_cast<MatrixId>(matrices_.size() - 1);
 }
 
-TableId Store::add_table(ScheduledMatrix table, bool experts) {
-  tables_.push_back({std::move(table), experts, nullptr});
+TableId Store::add_table(ScheduledMatrix table) {
+  tables_.push_back({std::move(table), nullptr});
   return static_cast<TableId>(tables_.size() - 1);
 }
 
@@ -79,7 +80,7 @@ Status Store::read(uint32_t file,
 }
 
 uint64_t Store::weights_bytes() const {
-  uint64_t bytes = 0;
+  uint64_t bytes = experts_.bytes();
   for (const ScheduledMatrix& matrix : matrices_) {
     if (matrix.every_pass) bytes += matrix.bytes();
   }
@@ -87,110 +88,81 @@ uint64_t Store::weights_bytes() const {
   return bytes;
 }
 
-// Experts get what dense weights, used by every token, leave of the budget: as
-// many of each table as their sizes allow.
-uint64_t Store::experts_kept(const Budget& budget) const {
-  uint64_t dense = 0;
-  for (const ScheduledMatrix& matrix : matrices_) {
-    if (matrix.every_pass) dense += matrix.bytes();
-  }
-  uint64_t one = 0;  // an expert of every table
-  uint64_t most = kExpertsMin;
-  for (const Table& table : tables_) {
-    if (!table.experts) continue;
-    one += RowReader::memory_bytes(table.matrix, alignment_, 1);
-    most = std::max(most, table.matrix.rows);
-  }
-  if (one == 0) return 0;
-  if (budget.experts > 0) {
-    return std::clamp<uint64_t>(budget.experts, kExpertsMin, most);
-  }
-  const uint64_t used =
-      budget.runtime + budget.decode + dense + dense / 16 + kRingRoom;
-  const uint64_t left = budget.ram > used ? budget.ram - used : 0;
-  const uint64_t share = budget.tables > 0 ? budget.tables : left;
-  return std::clamp<uint64_t>(share / one, kExpertsMin, most);
-}
-
-uint64_t Store::table_rows(const Table& table, uint64_t kept) const {
-  return std::min<uint64_t>(table.experts ? kept : kRowsKept,
-                            table.matrix.rows);
-}
-
-uint64_t Store::table_bytes(uint64_t kept) const {
+uint64_t Store::tables_bytes() const {
   uint64_t bytes = 0;
   for (const Table& table : tables_) {
-    bytes +=
-        RowReader::memory_bytes(table.matrix,
-                                alignment_,
-                                static_cast<uint32_t>(table_rows(table, kept)));
+    bytes += RowReader::memory_bytes(
+        table.matrix, alignment_, rows_of(table.matrix.rows));
   }
   return bytes;
 }
 
-Status Store::open_tables(uint64_t kept) {
-  tables_bytes_ = table_bytes(kept);
+Status Store::open_tables() {
   for (Table& table : tables_) {
-    FLASH_ASSIGN_OR_RETURN(
-        table.reader,
-        RowReader::create(table.matrix,
-                          alignment_,
-                          files_,
-                          *queue_,
-                          static_cast<uint32_t>(table_rows(table, kept))));
+    FLASH_ASSIGN_OR_RETURN(table.reader,
+                           RowReader::create(table.matrix,
+                                             alignment_,
+                                             files_,
+                                             *queue_,
+                                             rows_of(table.matrix.rows)));
   }
   return Status();
 }
 
-Result<ScheduleAndPlan> Store::plan_for(const Budget& budget,
-                                        uint64_t tables_bytes) const {
+Result<ScheduleAndPlan> Store::plan_for(const Budget& budget) const {
   ModelCosts costs;
   costs.activation_fixed_bytes = budget.decode;
   costs.context_max = 1;  // caches are MLX's: counted in `decode`, and watched
   Limits limits;
   limits.ram_bytes = budget.ram;
-  limits.runtime_bytes = budget.runtime + tables_bytes;
+  limits.runtime_bytes = budget.runtime + tables_bytes();
   limits.context = 1;
   limits.prefill_rows = 1;
   limits.page_bytes = Arena::system_page_bytes();
-  return plan_model(matrices_, alignment_, options_.tile_bytes, costs, limits);
+  return plan_model(matrices_,
+                    alignment_,
+                    options_.tile_bytes,
+                    costs,
+                    limits,
+                    experts_.layers());
 }
 
 Result<uint64_t> Store::minimum(const Budget& budget) const {
   constexpr uint64_t kPlenty = uint64_t{1} << 50;
   Budget roomy = budget;
   roomy.ram = kPlenty;
-  FLASH_ASSIGN_OR_RETURN(
-      const ScheduleAndPlan planned,
-      plan_for(roomy, table_bytes(std::max(kExpertsMin, budget.experts))));
+  FLASH_ASSIGN_OR_RETURN(const ScheduleAndPlan planned, plan_for(roomy));
   return planned.plan.ram_min_bytes;
 }
 
 Status Store::start(const Budget& budget) {
   budget_ = budget;
-  const uint64_t kept = experts_kept(budget);
-  FLASH_ASSIGN_OR_RETURN(ScheduleAndPlan planned,
-                         plan_for(budget, table_bytes(kept)));
+  FLASH_ASSIGN_OR_RETURN(ScheduleAndPlan planned, plan_for(budget));
   ReadQueueOptions queue;
   if (options_.queue_depth > 0) queue.depth = options_.queue_depth;
-  queue_ = make_read_queue(IoKind::kAuto, queue);
-  FLASH_RETURN_IF_ERROR(open_tables(kept));
-  const uint64_t page = Arena::system_page_bytes();
+  queue.bytes_per_s = options_.bytes_per_s;
+  queue_ = make_read_queue(options_.io, queue);
+  FLASH_RETURN_IF_ERROR(open_tables());
   schedule_ = std::make_unique<Schedule>(std::move(planned.schedule));
   plan_ = std::move(planned.plan);
-  // What not every pass uses is read where it is asked for, never kept.
-  for (TileId id = 0; id < plan_.pinned.size(); ++id) {
-    const Tile& tile = schedule_->tiles()[id];
-    if (!plan_.pinned[id] || matrices_[tile.matrix].every_pass) continue;
-    plan_.pinned[id] = false;
-    plan_.pinned_slot_bytes -= tile_memory_bytes(tile, page);
-  }
-  pin_bytes_ = plan_.pinned_slot_bytes;
+  FLASH_RETURN_IF_ERROR(open_streams(std::move(planned.experts)));
+  pool_ = std::make_unique<ThreadPool>(options_.threads > 0 ? options_.threads
+                                                            : usable_cpus());
+  context_.pool = pool_.get();
+  context_.schedule = schedule_.get();
+  context_.tiles = tiles_.get();
+  context_.interrupted = &interrupted_;
+  reserve_prepared(1);
+  return Status();
+}
+
+Status Store::open_streams(std::optional<ExpertSchedule> experts) {
+  const uint64_t page = Arena::system_page_bytes();
+  uint64_t address = TileStream::address_bytes(*schedule_, plan_, page);
+  if (experts) address += CachedExperts::address_bytes(*experts, page);
   FLASH_ASSIGN_OR_RETURN(
       arena_,
-      Arena::create(
-          TileStream::address_bytes(*schedule_, plan_, page) + 4 * page,
-          plan_.ring_bytes + budget.ram));
+      Arena::create(address + 4 * page, plan_.ring_bytes + budget_.ram));
   FLASH_ASSIGN_OR_RETURN(
       tiles_,
       TileStream::create(*schedule_,
@@ -200,14 +172,41 @@ Status Store::start(const Budget& budget) {
                          files_,
                          {.read_ahead = options_.read_ahead,
                           .controller = options_.controller}));
-  pool_ = std::make_unique<ThreadPool>(options_.threads > 0 ? options_.threads
-                                                            : usable_cpus());
-  context_.pool = pool_.get();
-  context_.schedule = schedule_.get();
-  context_.tiles = tiles_.get();
-  context_.interrupted = &interrupted_;
-  reserve_prepared(1);
-  return Status();
+  if (experts) {
+    FLASH_RETURN_IF_ERROR(experts_.open(std::move(*experts),
+                                        plan_.expert_bytes,
+                                        *arena_,
+                                        *queue_,
+                                        files_,
+                                        options_.policy,
+                                        options_.read_ahead));
+  }
+  weights_.emplace(
+      plan_, page, *schedule_, *tiles_, experts_.schedule(), experts_.stream());
+  bound_weights();
+  return weights_->move(std::min(weights_->bytes(), weights_bytes_max_));
+}
+
+// All that every pass uses, and what experts may have. What is left is not
+// spent on matrices that are read where they are asked for.
+void Store::bound_weights() {
+  const uint64_t page = arena_->page_bytes();
+  weights_bytes_max_ = 0;
+  for (const Tile& tile : schedule_->tiles()) {
+    if (!matrices_[tile.matrix].every_pass) continue;
+    weights_bytes_max_ += tile_memory_bytes(tile, page);
+  }
+  const ExpertSchedule* experts = experts_.schedule();
+  if (experts == nullptr) return;
+  uint64_t kept = expert_memory_all(*experts, page);
+  if (budget_.experts > 0) {
+    uint64_t one = 0;  // of each table
+    for (uint32_t l = 0; l < experts->layers().size(); ++l) {
+      one += experts->slab_bytes(l);
+    }
+    kept = std::min(kept, budget_.experts * one);
+  }
+  weights_bytes_max_ += std::max(kept, weights_->bytes_min());
 }
 
 void Store::reserve_prepared(size_t bytes) {
@@ -258,26 +257,28 @@ void Store::begin_pass(const Pass& pass) {
   const bool settled = tiles_->stats().passes >= kPassesToSettle;
   const uint64_t base =
       settled ? outside + kSlackBytes
-              : std::max(outside, budget_.runtime + tables_bytes_);
+              : std::max(outside, budget_.runtime + tables_bytes());
   const uint64_t needed = base + budget_.decode +
                           (pass.rows - 1) * budget_.per_row + plan_.ring_bytes;
-  const uint64_t page = arena_->page_bytes();
   uint64_t room = budget_.ram > needed ? budget_.ram - needed : 0;
-  room -= std::min(room, page_table_bytes(room, page));
-  // Each move re-plans all tiles: not for less than a sixteenth upwards.
-  const bool less = room < pin_bytes_;
-  const bool more = room > pin_bytes_ + pin_bytes_ / 16 + (uint64_t{8} << 20) &&
-                    pin_bytes_ < plan_.pass_bytes;
-  if (!less && !more) return;
-  std::vector<bool> pins = choose_pins(*schedule_, room, page);
-  uint64_t bytes = 0;
-  for (TileId id = 0; id < pins.size(); ++id) {
-    const Tile& tile = schedule_->tiles()[id];
-    pins[id] = pins[id] && matrices_[tile.matrix].every_pass;
-    if (pins[id]) bytes += tile_memory_bytes(tile, page);
+  room -= std::min(room, page_table_bytes(room, arena_->page_bytes()));
+  move_weights(room);
+}
+
+// Each move re-plans all tiles: not for less than a sixteenth upwards, and
+// downwards with something to spare for the passes to come.
+void Store::move_weights(uint64_t room) {
+  const uint64_t least = weights_->bytes_min();
+  const uint64_t now = weights_->bytes();
+  room = std::clamp(room, least, std::max(least, weights_bytes_max_));
+  if (room < now) {
+    room = std::max(least, room - room / 64);
+  } else if (room < now + now / 16 + (uint64_t{8} << 20) &&
+             room < weights_bytes_max_) {
+    return;
   }
-  pin_bytes_ = std::max(bytes, less ? bytes : room);
-  const Status moved = tiles_->set_pins(pins);
+  if (room == now) return;
+  const Status moved = weights_->move(room);
   if (!moved.ok()) context_.fail(moved);
 }
 
@@ -317,29 +318,45 @@ Status Store::fill(MatrixId id, std::byte* out, const Pass& pass) {
   return copy_tiles(id, out, pass);
 }
 
-namespace {
-
-std::vector<uint32_t> sorted_unique(std::span<const uint32_t> ids) {
-  std::vector<uint32_t> out(ids.begin(), ids.end());
-  std::sort(out.begin(), out.end());
-  out.erase(std::unique(out.begin(), out.end()), out.end());
-  return out;
-}
-
-}  // namespace
-
 Status Store::fill_rows(TableId id,
                         std::span<const uint32_t> ids,
-                        std::byte* out,
+                        std::span<std::byte* const> out,
                         const Pass& pass) {
   std::lock_guard lock(mutex_);
   FLASH_RETURN_IF_ERROR(enter(pass));
   Table& table = tables_[id];
-  const uint64_t row_bytes = table.matrix.parts[0].row_bytes;
-  const std::vector<uint32_t> rows = sorted_unique(ids);
+  std::vector<uint32_t> rows(ids.begin(), ids.end());
+  std::sort(rows.begin(), rows.end());
+  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
   return table.reader->read(rows, [&](size_t i, const RowReader::View& view) {
-    std::memcpy(out + rows[i] * row_bytes, view.part[0], row_bytes);
+    for (uint32_t p = 0; p < out.size(); ++p) {
+      const uint64_t bytes = table.matrix.parts[p].row_bytes;
+      std::memcpy(out[p] + rows[i] * bytes, view.part[p], bytes);
+    }
   });
+}
+
+Status Store::fill_experts(ExpertTableId id,
+                           std::span<const uint32_t> ids,
+                           std::span<std::byte* const> out,
+                           const Pass& pass) {
+  std::lock_guard lock(mutex_);
+  FLASH_RETURN_IF_ERROR(enter(pass));
+  const ExpertMatrix& matrix = expert_matrix(id);
+  return experts_.round(
+      id, ids, [&](const ExpertStream::Piece& piece, const auto&) {
+        for (uint32_t r = 0; r < piece.rows_count; ++r) {
+          const ExpertStream::Rows& rows = piece.rows[r];
+          const uint64_t first = piece.expert * matrix.rows + rows.row_begin;
+          for (uint32_t p = 0; p < out.size(); ++p) {
+            const uint64_t bytes = matrix.parts[0][p].row_bytes;
+            std::memcpy(out[p] + first * bytes,
+                        rows.part[p],
+                        (rows.row_end - rows.row_begin) * bytes);
+          }
+        }
+        return check(pass);
+      });
 }
 
 Status Store::take_failure() {
@@ -381,8 +398,7 @@ Status Store::embed(TableId id,
   });
 }
 
-Status Store::multiply_experts(TableId id,
-                               const ExpertShape& expert,
+Status Store::multiply_experts(ExpertTableId id,
                                const float* x,
                                std::span<const uint32_t> x_rows,
                                std::span<const uint32_t> experts,
@@ -390,61 +406,70 @@ Status Store::multiply_experts(TableId id,
                                const Pass& pass) {
   std::lock_guard lock(mutex_);
   FLASH_RETURN_IF_ERROR(enter(pass));
-  const std::vector<uint32_t> used = sorted_unique(experts);
-  std::vector<size_t> rows;  // of y that one expert makes
-  const auto one = [&](size_t e, const RowReader::View& view) {
-    rows.clear();
-    for (size_t i = 0; i < experts.size(); ++i) {
-      if (experts[i] == used[e]) rows.push_back(i);
-    }
-    gathered_.resize(rows.size() * expert.cols);
-    products_.resize(rows.size() * expert.rows);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      std::memcpy(gathered_.data() + i * expert.cols,
-                  x + size_t{x_rows[rows[i]]} * expert.cols,
-                  expert.cols * sizeof(float));
-    }
-    kernels::MatmulInput input{
-        gathered_.data(), expert.cols, rows.size(), nullptr};
-    const size_t bytes =
-        kernels::prepared_bytes(expert.format, expert.cols, rows.size());
-    if (bytes > 0) {
-      reserve_prepared(bytes);
-      std::byte* prepared = context_.prepared(bytes);
-      kernels::prepare_fixed(expert.format,
-                             expert.cols,
-                             gathered_.data(),
-                             expert.cols,
-                             0,
-                             rows.size(),
-                             prepared);
-      input.prepared = prepared;
-    }
-    const kernels::WeightRows w{.format = expert.format,
-                                .rows = expert.rows,
-                                .cols = expert.cols,
-                                .weight = view.part[0],
-                                .scales = view.part[1],
-                                .biases = view.part[2]};
-    const size_t scratch = kernels::matmul_scratch_bytes();
-    constexpr size_t kRowGrain = 8;
+  const ExpertMatrix& matrix = expert_matrix(id);
+  return experts_.round(
+      id,
+      experts,
+      [&](const ExpertStream::Piece& piece, std::span<const uint32_t> uses) {
+        multiply_piece(piece, matrix, x, x_rows, uses, y);
+        return check(pass);
+      });
+}
+
+// Rows of x that the expert is for, side by side, times the rows of its matrix
+// that the piece has.
+void Store::multiply_piece(const ExpertStream::Piece& piece,
+                           const ExpertMatrix& matrix,
+                           const float* x,
+                           std::span<const uint32_t> x_rows,
+                           std::span<const uint32_t> uses,
+                           float* y) {
+  const double start = now_seconds();
+  const size_t cols = matrix.cols;
+  gathered_.resize(uses.size() * cols);
+  for (size_t i = 0; i < uses.size(); ++i) {
+    std::memcpy(gathered_.data() + i * cols,
+                x + size_t{x_rows[uses[i]]} * cols,
+                cols * sizeof(float));
+  }
+  kernels::MatmulInput input{gathered_.data(), cols, uses.size(), nullptr};
+  const size_t bytes =
+      kernels::prepared_bytes(matrix.format, cols, uses.size());
+  if (bytes > 0) {
+    reserve_prepared(bytes);
+    std::byte* prepared = context_.prepared(bytes);
+    kernels::prepare_fixed(
+        matrix.format, cols, gathered_.data(), cols, 0, uses.size(), prepared);
+    input.prepared = prepared;
+  }
+  const size_t scratch = kernels::matmul_scratch_bytes();
+  for (uint32_t r = 0; r < piece.rows_count; ++r) {
+    const ExpertStream::Rows& rows = piece.rows[r];
+    const size_t count = rows.row_end - rows.row_begin;
+    products_.resize(uses.size() * count);
+    const kernels::WeightRows w{.format = matrix.format,
+                                .rows = count,
+                                .cols = cols,
+                                .weight = rows.part[0],
+                                .scales = rows.part[1],
+                                .biases = rows.part[2]};
     pool_->parallel_for(
-        expert.rows, kRowGrain, [&](size_t begin, size_t end, int thread) {
+        count, kernels::kRowGrain, [&](size_t begin, size_t end, int thread) {
           kernels::matmul(w,
                           begin,
                           end,
                           input,
                           products_.data(),
-                          expert.rows,
+                          count,
                           context_.thread_scratch(thread, scratch));
         });
-    for (size_t i = 0; i < rows.size(); ++i) {
-      std::memcpy(y + rows[i] * expert.rows,
-                  products_.data() + i * expert.rows,
-                  expert.rows * sizeof(float));
+    for (size_t i = 0; i < uses.size(); ++i) {
+      std::memcpy(y + uses[i] * matrix.rows + rows.row_begin,
+                  products_.data() + i * count,
+                  count * sizeof(float));
     }
-  };
-  return tables_[id].reader->read(used, one);
+  }
+  context_.compute_seconds += now_seconds() - start;
 }
 
 void Store::count_array(int64_t bytes) {
@@ -471,7 +496,12 @@ Store::Stats Store::stats() {
   stats.arrays_bytes = static_cast<uint64_t>(arrays_bytes_.load());
   stats.arrays_bytes_max = static_cast<uint64_t>(arrays_bytes_max_.load());
   stats.arrays_made = arrays_made_;
-  stats.pinned_bytes = pin_bytes_;
+  if (weights_) stats.pinned_bytes = weights_->bytes();
+  if (CachedExperts* experts = experts_.stream()) {
+    stats.experts = experts->stats();
+    stats.experts_bytes = experts->resident_bytes();
+    stats.pinned_bytes -= weights_->promised_bytes() + stats.experts_bytes;
+  }
   stats.peak_bytes = peak_bytes_;
   stats.compute_seconds = context_.compute_seconds;
   return stats;

@@ -5,10 +5,10 @@
 // kernels, and the budget they share.
 //
 // Python declares what there is (tensors as they lie in the files, matrices of
-// several parts, tables read by the row), then start() plans and reading
-// begins. After that only tasks on MLX's stream threads use it (ops.h), one at
-// a time, under `mutex_`; no function here touches Python. Order, prediction
-// and reading ahead are the TileStream's (residency/tile_stream.h).
+// several parts, tables read by the row, experts), then start() plans and
+// reading begins. After that only tasks on MLX's stream threads use it (ops.h),
+// one at a time, under `mutex_`; no function here touches Python. Order,
+// prediction and reading ahead are the TileStream's (residency/tile_stream.h).
 //
 // Declaring and start() belong to one thread. Everything else is thread-safe.
 // Failures are Status values; ops.h turns them into exceptions, which is how
@@ -18,21 +18,23 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "expert_tables.h"
 #include "io/file.h"
 #include "io/read_queue.h"
 #include "nn/context.h"
-#include "nn/weight_store.h"
 #include "residency/arena.h"
 #include "residency/plan.h"
 #include "residency/row_reader.h"
 #include "residency/schedule.h"
 #include "residency/tile_stream.h"
+#include "residency/weight_budget.h"
 #include "store_types.h"
 
 namespace mlx_flash::python {
@@ -54,16 +56,19 @@ class Store {
   // Returns its id. Every part has `rows` rows. `every_pass`: expected in each
   // pass, in order of declaration.
   MatrixId add(ScheduledMatrix matrix);
-  // A matrix read by the row: an embedding, or experts (one row each).
-  // `weight`: its share of the memory for tables; 0: a few rows.
-  TableId add_table(ScheduledMatrix table, bool experts);
+  // A matrix read by the row: an embedding.
+  TableId add_table(ScheduledMatrix table);
+  // One matrix of the experts of a layer; `group` as ExpertTables has it.
+  ExpertTableId add_experts(ExpertLayer layer, const std::string& group) {
+    return experts_.add(std::move(layer), group);
+  }
 
   // The smallest budget.ram that works with the rest of `budget`.
   Result<uint64_t> minimum(const Budget& budget) const;
   Status start(const Budget& budget);
   const Plan& plan() const { return plan_; }
   uint64_t weights_bytes() const;
-  uint64_t tables_bytes() const { return tables_bytes_; }
+  uint64_t tables_bytes() const;
   // Bytes of a small tensor, read at once.
   Status read(uint32_t file, uint64_t offset, std::span<std::byte> out) const;
 
@@ -71,11 +76,16 @@ class Store {
 
   // The whole of a one-part matrix.
   Status fill(MatrixId id, std::byte* out, const Pass& pass);
-  // Rows `ids` of a one-part table, to where they lie in the whole of it.
+  // Rows `ids` of a table, each part to where it lies in the whole of `out`.
   Status fill_rows(TableId id,
                    std::span<const uint32_t> ids,
-                   std::byte* out,
+                   std::span<std::byte* const> out,
                    const Pass& pass);
+  // Experts `ids`, likewise.
+  Status fill_experts(ExpertTableId id,
+                      std::span<const uint32_t> ids,
+                      std::span<std::byte* const> out,
+                      const Pass& pass);
   // y [rows, matrix rows] = x [rows, cols] * W^T.
   Status multiply(
       MatrixId id, const float* x, size_t rows, float* y, const Pass& pass);
@@ -84,9 +94,8 @@ class Store {
                std::span<const uint32_t> ids,
                float* out,
                const Pass& pass);
-  // y[i] = x[x_rows[i]] * W[experts[i]]^T; a row of the table is one expert.
-  Status multiply_experts(TableId id,
-                          const ExpertShape& expert,
+  // y[i] = x[x_rows[i]] * W[experts[i]]^T
+  Status multiply_experts(ExpertTableId id,
                           const float* x,
                           std::span<const uint32_t> x_rows,
                           std::span<const uint32_t> experts,
@@ -112,29 +121,39 @@ class Store {
 
   const ScheduledMatrix& matrix(MatrixId id) const { return matrices_[id]; }
   const ScheduledMatrix& table(TableId id) const { return tables_[id].matrix; }
+  const ExpertMatrix& expert_matrix(ExpertTableId id) const {
+    return experts_.layer(id).matrices[0];
+  }
+  const std::string& expert_name(ExpertTableId id) const {
+    return experts_.layer(id).name;
+  }
 
  private:
   struct Table {
     ScheduledMatrix matrix;
-    bool experts = false;
     std::unique_ptr<RowReader> reader;
   };
 
   Store() = default;
-  uint64_t experts_kept(const Budget& budget) const;
-  uint64_t table_rows(const Table& table, uint64_t kept) const;
-  uint64_t table_bytes(uint64_t kept) const;
-  Result<ScheduleAndPlan> plan_for(const Budget& budget,
-                                   uint64_t tables_bytes) const;
-  Status open_tables(uint64_t kept);
+  Result<ScheduleAndPlan> plan_for(const Budget& budget) const;
+  Status open_tables();
+  Status open_streams(std::optional<ExpertSchedule> experts);
+  void bound_weights();
   // Begins the pass if the operation is the first of one.
   Status enter(const Pass& pass);
   void begin_pass(const Pass& pass);
+  void move_weights(uint64_t room);
   void watch_memory();
   uint64_t outside_arena() const;
   Status check(const Pass& pass) const;
   Status copy_tiles(MatrixId id, std::byte* out, const Pass& pass);
   void reserve_prepared(size_t bytes);
+  void multiply_piece(const ExpertStream::Piece& piece,
+                      const ExpertMatrix& matrix,
+                      const float* x,
+                      std::span<const uint32_t> x_rows,
+                      std::span<const uint32_t> uses,
+                      float* y);
   Status take_failure();
 
   StoreOptions options_;
@@ -142,7 +161,7 @@ class Store {
   uint64_t alignment_ = 1;
   std::vector<ScheduledMatrix> matrices_;
   std::vector<Table> tables_;
-  uint64_t tables_bytes_ = 0;
+  ExpertTables experts_;
 
   std::mutex mutex_;  // one task at a time
   Budget budget_;
@@ -151,6 +170,8 @@ class Store {
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<ReadQueue> queue_;
   std::unique_ptr<TileStream> tiles_;
+  std::optional<WeightBudget> weights_;
+  uint64_t weights_bytes_max_ = 0;  // of weights_: more has no use
   std::unique_ptr<ThreadPool> pool_;
   nn::Context context_;
   size_t prepared_bytes_ = 0;
@@ -162,7 +183,6 @@ class Store {
   uint32_t pass_rows_ = 0;
   uint64_t pass_begin_bytes_ = 0;  // outside the arena
   uint64_t pass_peak_bytes_ = 0;
-  uint64_t pin_bytes_ = 0;
   uint64_t peak_bytes_ = 0;
   uint32_t watch_ = 0;
 

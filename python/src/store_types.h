@@ -5,7 +5,9 @@
 
 #include <cstdint>
 
-#include "base/weight_format.h"
+#include "io/read_queue.h"
+#include "residency/cached_experts.h"
+#include "residency/expert_frequency.h"
 #include "residency/row_reader.h"
 #include "residency/tile_stream.h"
 
@@ -17,6 +19,9 @@ struct StoreOptions {
   bool read_ahead = true;
   bool controller = true;   // residency/bandwidth_controller.h
   uint64_t tile_bytes = 0;  // 0: chosen by the plan
+  IoKind io = IoKind::kAuto;
+  double bytes_per_s = 0;  // to take from the disk, at most; 0: no limit
+  ExpertPolicy policy = ExpertPolicy::kFrequency;
 };
 
 // What start() divides. Bytes.
@@ -26,8 +31,7 @@ struct Budget {
       0;                // what it holds besides the weights, a reserve included
   uint64_t decode = 0;  // arrays of one token's forward
   uint64_t per_row = 0;  // more for each further row; learnt while running
-  uint64_t tables = 0;   // at most, for experts; 0: what dense weights leave
-  uint32_t experts = 0;  // kept of each table; 0: as many as fit
+  uint32_t experts = 0;  // kept of each table, on average; 0: as many as fit
   bool fixed = false;    // never moves (tests)
 };
 
@@ -37,16 +41,11 @@ struct Pass {
   uint32_t rows = 0;   // tokens; 0: an operation outside of any forward
 };
 
-// One expert of a table of experts.
-struct ExpertShape {
-  WeightFormat format;
-  uint32_t rows = 0;
-  uint32_t cols = 0;
-};
-
 struct StoreStats {
   TileStream::Stats stream;
   RowReader::Stats tables;
+  CachedExperts::Stats experts;
+  uint64_t experts_bytes = 0;     // in memory now
   uint64_t arrays_bytes = 0;      // weight arrays alive now
   uint64_t arrays_bytes_max = 0;  // at any time
   uint64_t arrays_made = 0;

@@ -17,11 +17,12 @@ class CachedExpertsImpl final : public CachedExperts {
                     ReadQueue& queue,
                     std::span<const File> files,
                     ExpertSlots slots,
-                    LookAhead look_ahead)
+                    LookAhead look_ahead,
+                    ExpertPolicy policy)
       : schedule_(schedule),
         queue_(queue),
         look_ahead_(look_ahead),
-        cache_(schedule, files, std::move(slots)) {}
+        cache_(schedule, files, std::move(slots), policy) {}
 
   ~CachedExpertsImpl() override {
     cache_.end();
@@ -219,12 +220,13 @@ Result<std::unique_ptr<CachedExperts>> CachedExperts::create(
     Arena& arena,
     ReadQueue& queue,
     std::span<const File> files,
-    LookAhead look_ahead) {
+    LookAhead look_ahead,
+    ExpertPolicy policy) {
   FLASH_RETURN_IF_ERROR(schedule.check_files(files));
   FLASH_ASSIGN_OR_RETURN(ExpertSlots slots,
                          ExpertSlots::create(schedule, arena, budget_bytes));
   return std::unique_ptr<CachedExperts>(std::make_unique<CachedExpertsImpl>(
-      schedule, queue, files, std::move(slots), look_ahead));
+      schedule, queue, files, std::move(slots), look_ahead, policy));
 }
 
 }  // namespace mlx_flash

@@ -60,7 +60,8 @@ class CachedExperts : public ExpertStream {
       Arena& arena,
       ReadQueue& queue,
       std::span<const File> files,
-      LookAhead look_ahead = LookAhead::kGate);
+      LookAhead look_ahead = LookAhead::kGate,
+      ExpertPolicy policy = ExpertPolicy::kFrequency);
 
   // Moves the share while running: what does not fit is given back before it
   // returns. REQUIRES: no round is open.

@@ -29,11 +29,12 @@ std::vector<ExpertFrequency::Layer> shapes_of(const ExpertSchedule& schedule) {
 
 ExpertCache::ExpertCache(const ExpertSchedule& schedule,
                          std::span<const File> files,
-                         ExpertSlots slots)
+                         ExpertSlots slots,
+                         ExpertPolicy policy)
     : schedule_(schedule),
       files_(files),
       slots_(std::move(slots)),
-      frequency_(shapes_of(schedule)),
+      frequency_(shapes_of(schedule), policy),
       pieces_(schedule.pieces()),
       resident_(schedule.slabs()),
       rank_(schedule.slabs(), kNowhere),

@@ -57,7 +57,8 @@ class ExpertCache {
   // `schedule` and `files` outlive the cache.
   ExpertCache(const ExpertSchedule& schedule,
               std::span<const File> files,
-              ExpertSlots slots);
+              ExpertSlots slots,
+              ExpertPolicy policy = ExpertPolicy::kFrequency);
 
   // --- The consumer: see ExpertStream.
   void begin(uint32_t layer,

@@ -34,7 +34,9 @@ uint32_t ExpertCache::place(SlabId slab, uint32_t index, bool ahead) {
   const uint32_t layer = schedule_.layer_of(slab);
   const uint32_t memory_class = schedule_.class_of(layer, index);
   float score = frequency_.scores(layer)[schedule_.expert_of(slab)];
-  if (ahead) score = std::max(score, kAheadChance);
+  if (ahead && frequency_.policy() == ExpertPolicy::kFrequency) {
+    score = std::max(score, kAheadChance);
+  }
   PieceInfo& piece = info(slab, index);
   for (;;) {
     const uint32_t slot = slots_.take(memory_class);
@@ -74,6 +76,7 @@ uint32_t ExpertCache::place_by_force(uint32_t memory_class) {
 
 // The next token comes to the layer just passed last of all.
 float ExpertCache::layer_factor(uint32_t layer) const {
+  if (frequency_.policy() == ExpertPolicy::kRecency) return 1;
   const auto layers = static_cast<uint32_t>(first_slab_.size() - 1);
   const uint32_t now = layer_ == kNone ? 0 : layer_;
   const uint32_t ahead =

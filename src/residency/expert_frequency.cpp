@@ -18,10 +18,16 @@ constexpr uint32_t kLearnTokens = 8;   // between two fits
 constexpr double kLearnMemory = 0.98;  // of the sums, for each fit
 constexpr int kLearnSteps = 20;        // of coordinate descent
 
+// Scores are floats, in which larger numbers of rounds are not all different.
+constexpr uint32_t kClockMax = uint32_t{1} << 24;
+
 }  // namespace
 
-ExpertFrequency::ExpertFrequency(std::span<const Layer> layers)
-    : layers_(layers.begin(), layers.end()), tokens_(layers.size()) {
+ExpertFrequency::ExpertFrequency(std::span<const Layer> layers,
+                                 ExpertPolicy policy)
+    : policy_(policy),
+      layers_(layers.begin(), layers.end()),
+      tokens_(layers.size()) {
   uint32_t slabs = 0;
   uint32_t most = 0;
   for (const Layer& layer : layers_) {
@@ -43,6 +49,7 @@ void ExpertFrequency::use(uint32_t layer,
                           std::span<const uint32_t> rows) {
   FLASH_CHECK(layer < layers_.size() && experts.size() == rows.size());
   const Layer& shape = layers_[layer];
+  if (policy_ == ExpertPolicy::kRecency) return score_recency(layer, experts);
   double all = 0;
   for (const uint32_t n : rows) all += n;
   const double tokens = std::max(1.0, all / shape.active);
@@ -66,6 +73,22 @@ void ExpertFrequency::use(uint32_t layer,
   }
   tokens_[layer] += tokens;
   score(layer);
+}
+
+void ExpertFrequency::score_recency(uint32_t layer,
+                                    std::span<const uint32_t> experts) {
+  if (++clock_ == kClockMax) {  // the older half becomes equally old
+    clock_ /= 2;
+    for (float& score : scores_) {
+      score = std::max(0.0f, score - static_cast<float>(kClockMax / 2));
+    }
+  }
+  std::fill(used_.begin(), used_.end(), 0.0f);
+  for (const uint32_t expert : experts) {
+    FLASH_CHECK(expert < layers_[layer].experts);
+    used_[expert] = 1;
+    scores_[first_[layer] + expert] = static_cast<float>(clock_);
+  }
 }
 
 // What makes a count that has seen only so many tokens one that has always seen
@@ -148,6 +171,7 @@ bool ExpertFrequency::restore(const State& state) {
   weights_ = state.weights;
   counts_ = state.counts;
   std::fill(tokens_.begin(), tokens_.end(), state.tokens);
+  if (policy_ == ExpertPolicy::kRecency) return true;
   for (uint32_t layer = 0; layer < layers_.size(); ++layer) score(layer);
   return true;
 }

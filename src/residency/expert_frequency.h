@@ -19,6 +19,10 @@
 
 namespace mlx_flash {
 
+// What a score is: the chance of a use, or only how recent the last one was
+// (what is used least recently goes first).
+enum class ExpertPolicy : uint8_t { kFrequency, kRecency };
+
 class ExpertFrequency {
  public:
   static constexpr size_t kHalfLives = 4;
@@ -33,7 +37,10 @@ class ExpertFrequency {
     uint32_t experts = 0;
     uint32_t active = 0;
   };
-  explicit ExpertFrequency(std::span<const Layer> layers);
+  explicit ExpertFrequency(std::span<const Layer> layers,
+                           ExpertPolicy policy = ExpertPolicy::kFrequency);
+
+  ExpertPolicy policy() const { return policy_; }
 
   // A round of a layer: `rows[i]` rows used experts[i]. Changes the counts and
   // scores of this layer alone.
@@ -68,7 +75,9 @@ class ExpertFrequency {
   void observe(uint32_t layer);
   void learn();
   void score(uint32_t layer);
+  void score_recency(uint32_t layer, std::span<const uint32_t> experts);
 
+  ExpertPolicy policy_;
   std::vector<Layer> layers_;
   std::vector<uint32_t> first_;  // slab of a layer's first expert
   std::vector<Counts> counts_;   // by slab
@@ -80,6 +89,7 @@ class ExpertFrequency {
   std::array<std::array<double, kHalfLives>, kHalfLives> squares_ = {};
   std::array<double, kHalfLives> products_ = {};
   uint32_t rounds_ = 0;  // since weights were learnt
+  uint32_t clock_ = 0;   // rounds of all layers, for kRecency
 };
 
 }  // namespace mlx_flash

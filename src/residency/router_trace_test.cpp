@@ -73,6 +73,16 @@ TEST(ExpertHitRate, OfASmallTrainedModel) {
   EXPECT_GT(cache_hit_rate(trace, trace.slabs(), 0), 0.99);
 }
 
+TEST(ExpertHitRate, ByRecencyIsThatOfAnLru) {
+  const RouterTrace trace = open_trace("tinymoe.u8", 6, 4, 32);
+  for (const uint32_t capacity : {29u, 48u, 96u}) {
+    const double rate =
+        cache_hit_rate(trace, capacity, 0, ExpertPolicy::kRecency);
+    EXPECT_NEAR(rate, lru_hit_rate(trace, capacity, 0), 0.03) << capacity;
+    EXPECT_GT(cache_hit_rate(trace, capacity, 0), rate) << capacity;
+  }
+}
+
 TEST(ExpertHitRate, OfAModelOfManyExperts) {
   const RouterTrace trace = open_trace("skewed-48x128.u8", 48, 8, 128);
   for (const uint32_t capacity : {384u, 829u, 2765u}) {

@@ -142,6 +142,34 @@ def test_the_command_refuses_bad_input(folder, arguments, says):
     assert says in done.stderr
 
 
+def interrupted_eval(model, ids):
+    """Seconds from Ctrl-C to the exception, and the longest time that another
+    thread of Python stood still meanwhile."""
+    outs = [model(ids) for _ in range(30)]  # one evaluation: seconds of work
+    ticks, done, sent = [], threading.Event(), []
+
+    def tick():
+        while not done.is_set():
+            ticks.append(time.monotonic())
+            time.sleep(0.01)
+
+    def interrupt():
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    ticker, timer = threading.Thread(target=tick), threading.Timer(0.2, interrupt)
+    ticker.start()
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            mx.eval(outs)
+        seconds = time.monotonic() - sent[0]
+    finally:
+        done.set()
+        ticker.join()
+    return seconds, max(b - a for a, b in zip(ticks, ticks[1:]))
+
+
 @pytest.mark.parametrize("kernels", ["stock", "fast"])
 def test_ctrl_c_ends_a_forward_at_once_and_python_goes_on_meanwhile(tmp_path, kernels):
     change = {"hidden_size": 512, "head_dim": 128, "intermediate_size": 2048}
@@ -150,31 +178,10 @@ def test_ctrl_c_ends_a_forward_at_once_and_python_goes_on_meanwhile(tmp_path, ke
     ids = mx.array([[i % tiny_models.VOCAB for i in range(64)]])
     with FlashManager(FlashConfig(kernels=kernels)) as manager:
         model, _ = manager.load(tmp_path)
-        ticks, done = [], threading.Event()
-
-        def tick():
-            while not done.is_set():
-                ticks.append(time.monotonic())
-                time.sleep(0.01)
-
-        ticker = threading.Thread(target=tick)
-        ticker.start()
-        sent = []
-
-        def interrupt():
-            sent.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGINT)
-
-        timer = threading.Timer(0.2, interrupt)
-        timer.start()
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                for _ in range(100):  # seconds of work
-                    mx.eval(model(ids))
-            seconds = time.monotonic() - sent[0]
-        finally:
-            done.set()
-            ticker.join()
-        assert seconds < 0.5
-        assert max(b - a for a, b in zip(ticks, ticks[1:])) < 0.4
-        mx.eval(model(ids[:, :4]))  # and the model goes on
+        # Another process may have the cores for a while: one try of a few has to
+        # be in time. Who waits for the end, or holds the lock, never is.
+        tries = []
+        while len(tries) < 6 and not any(s < 0.5 and gap < 0.4 for s, gap in tries):
+            tries.append(interrupted_eval(model, ids))
+            mx.eval(model(ids[:, :4]))  # and the model goes on
+        assert any(s < 0.5 and gap < 0.4 for s, gap in tries), tries

@@ -246,7 +246,8 @@ double lfu_hit_rate(const RouterTrace& trace,
 
 double cache_hit_rate(const RouterTrace& trace,
                       uint32_t capacity,
-                      uint32_t warm) {
+                      uint32_t warm,
+                      ExpertPolicy policy) {
   const std::vector<ExpertLayer> layers = layers_of(trace);
   const ExpertSchedule schedule(layers, kSlabBytes, 4096);
   std::vector<File> files;
@@ -258,7 +259,7 @@ double cache_hit_rate(const RouterTrace& trace,
   FLASH_CHECK(arena.ok());
   auto slots = ExpertSlots::create(schedule, **arena, budget);
   FLASH_CHECK(slots.ok());
-  ExpertCache cache(schedule, files, std::move(slots).value());
+  ExpertCache cache(schedule, files, std::move(slots).value(), policy);
   const std::vector<uint32_t> rows(trace.active(), 1);
   uint64_t hits = 0;
   for (uint32_t t = 0; t < trace.tokens(); ++t) {

@@ -58,7 +58,8 @@ double lfu_hit_rate(const RouterTrace& trace,
 // place more: what is used and not kept lies somewhere, too.
 double cache_hit_rate(const RouterTrace& trace,
                       uint32_t capacity,
-                      uint32_t warm);
+                      uint32_t warm,
+                      ExpertPolicy policy = ExpertPolicy::kFrequency);
 
 // What the first `tokens` of the trace teach.
 ExpertFrequency::State learn_from(const RouterTrace& trace, uint32_t tokens);
