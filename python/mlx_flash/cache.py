@@ -142,11 +142,16 @@ class HybridQuantizedCache(_BaseCache):
 class DiskStore:
     """Old blocks of one conversation in a file that has no name.
 
-    Holds `max_tokens` tokens of each layer at most; what comes later stays in
-    memory. Reading a block back evaluates nothing else.
+    Holds `max_tokens` tokens of each layer, and `max_bytes`, at most; what comes
+    later stays in memory. Reading a block back evaluates nothing else.
     """
 
-    def __init__(self, folder: str | None, max_tokens: int | None = None):
+    def __init__(
+        self,
+        folder: str | None,
+        max_tokens: int | None = None,
+        max_bytes: int | None = None,
+    ):
         folder = folder or tempfile.gettempdir()
         try:
             os.makedirs(folder, exist_ok=True)
@@ -154,6 +159,7 @@ class DiskStore:
         except OSError as error:
             raise ValueError(f"FlashConfig.disk_kv_dir: {folder}: {error}") from None
         self.max_tokens = max_tokens
+        self.max_bytes = max_bytes
         self._blocks: list[tuple[int, list[tuple[int, tuple[int, ...], Any]]]] = []
         self._end = 0
         self.bytes_written = 0
@@ -161,6 +167,9 @@ class DiskStore:
 
     def layer(self) -> LayerStore:
         return LayerStore(self)
+
+    def has_room(self, size: int) -> bool:
+        return self.max_bytes is None or self._end + size <= self.max_bytes
 
     def write(self, parts: list[mx.array]) -> int:
         mx.eval(parts)
@@ -199,8 +208,11 @@ class LayerStore:
         most = self._disk.max_tokens
         if most is not None and self._tokens + _BLOCK > most:
             return block
+        parts = [*block[0], *block[1]]
+        if not self._disk.has_room(sum(part.nbytes for part in parts)):
+            return block
         self._tokens += _BLOCK
-        return self._disk.write([*block[0], *block[1]])
+        return self._disk.write(parts)
 
     def get(self, number: int) -> tuple[Quantized, Quantized]:
         parts = self._disk.read(number)

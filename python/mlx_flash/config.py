@@ -38,6 +38,7 @@ class FlashConfig:
     disk_kv_enabled: bool = False
     disk_kv_dir: str | None = None
     disk_kv_max_tokens: int | None = None
+    disk_kv_max_gb: float | None = None
     moe_top_k_override: int | None = None
     eviction_strategy: Eviction = "lfu"
     io: Io = "auto"
@@ -83,6 +84,9 @@ class FlashConfig:
             _refuse("max_kv_size", self.max_kv_size, f"more than kv_keep ({self.kv_keep})")
         if self.disk_kv_dir is not None and not isinstance(self.disk_kv_dir, (str, Path)):
             _refuse("disk_kv_dir", self.disk_kv_dir, "a folder")
+        most = self.disk_kv_max_gb
+        if most is not None and (not _is_number(most) or most < 0):
+            _refuse("disk_kv_max_gb", most, "GB (10^9 bytes) of a file")
         if self.disk_kv_enabled and not self.kv_cache_quantized:
             _refuse("disk_kv_enabled", True, "used together with kv_cache_quantized")
         if self.kv_cache_quantized and self.max_kv_size is not None:

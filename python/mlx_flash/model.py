@@ -157,7 +157,12 @@ class FlashModel:
         flash = self._flash.flash
         disk = None
         if flash.disk_kv_enabled:
-            disk = DiskStore(flash.disk_kv_dir, flash.disk_kv_max_tokens)
+            most = flash.disk_kv_max_gb
+            disk = DiskStore(
+                flash.disk_kv_dir,
+                flash.disk_kv_max_tokens,
+                None if most is None else int(most * 1e9),
+            )
         return apply_settings(
             make_prompt_cache(self),
             own=hasattr(self, "make_cache"),

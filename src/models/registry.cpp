@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <string_view>
 #include <vector>
 
@@ -142,6 +143,18 @@ Status check(const DecoderConfig& config) {
   return config.moe.any() ? check_experts(config.moe) : Status();
 }
 
+// As a word of a command line.
+std::string for_a_shell(const std::string& text) {
+  const bool plain = std::all_of(text.begin(), text.end(), [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+           std::string_view("_./-+@:,=%").find(c) != std::string_view::npos;
+  });
+  if (plain) return text;
+  std::string word = "'";
+  for (const char c : text) word += c == '\'' ? "'\\''" : std::string(1, c);
+  return word + "'";
+}
+
 }  // namespace
 
 Result<DecoderConfig> read_config(const Checkpoint& checkpoint) {
@@ -174,10 +187,11 @@ Result<DecoderConfig> read_config(const Checkpoint& checkpoint) {
   return unsupported(fmt::format(
       "{0}: the architecture '{1}' is not supported; supported are: {2}. If "
       "mlx-lm knows it, the Python package runs it: pip install . (in a clone "
-      "of mlx-flash), then python -m mlx_flash run --model {0}",
+      "of mlx-flash), then python -m mlx_flash run --model {3}",
       checkpoint.path(),
       model_type,
-      fmt::join(supported(checkpoint.is_gguf()), ", ")));
+      fmt::join(supported(checkpoint.is_gguf()), ", "),
+      for_a_shell(checkpoint.path())));
 }
 
 Status set_top_k(DecoderConfig& config, uint32_t top_k) {

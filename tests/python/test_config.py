@@ -29,6 +29,7 @@ BAD = {
     "disk_kv_enabled": "no",
     "disk_kv_dir": 7,
     "disk_kv_max_tokens": 0,
+    "disk_kv_max_gb": -1,
     "moe_top_k_override": 0,
     "eviction_strategy": "random",
     "io": "mmap",

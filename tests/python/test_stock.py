@@ -2,6 +2,8 @@
 """`stock` equals unpatched mlx-lm bit for bit, whatever is kept."""
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -147,19 +149,61 @@ def test_loss_on_a_text_is_mlx_lms_to_the_last_bit():
     ids = tokenizer.encode((root / "README.md").read_text(encoding="utf-8")).ids[:1000]
     assert len(ids) == 1000
 
-    def loss(model):
-        total = mx.array(0.0)
-        for piece in (ids[:500], ids[500:]):
-            out = model(mx.array([piece[:-1]])).astype(mx.float32)
-            picked = mx.take_along_axis(out[0], mx.array(piece[1:])[:, None], axis=1)[:, 0]
-            total = total + (mx.logsumexp(out[0], axis=1) - picked).sum()
-        return total.item() / (len(ids) - 2)
+    assert 0 < same_loss(folder, ids, harness.HOOK_TILE_BYTES) < 20
 
+
+def loss(model, ids):
+    """Nats a token, in two pieces."""
+    total = mx.array(0.0)
+    for piece in (ids[:500], ids[500:]):
+        out = model(mx.array([piece[:-1]])).astype(mx.float32)
+        picked = mx.take_along_axis(out[0], mx.array(piece[1:])[:, None], axis=1)[:, 0]
+        total = total + (mx.logsumexp(out[0], axis=1) - picked).sum()
+    return total.item() / (len(ids) - 2)
+
+
+def same_loss(folder, ids, tile_bytes):
+    """mlx-lm's; ours is the same number at every budget."""
     reference, _ = utils.load_model(folder)
-    expected = loss(reference)
+    expected = loss(reference, ids)
+    del reference
     for share in harness.SHARES:
-        hooks = Hooks(pinned_share=share, tile_bytes=harness.HOOK_TILE_BYTES)
+        hooks = Hooks(pinned_share=share, tile_bytes=tile_bytes)
         with FlashManager(FlashConfig(kernels="stock"), _hooks=hooks) as manager:
             model, _ = manager.load(folder)
-            assert loss(model) - expected == 0
-    assert 0 < expected < 20
+            assert loss(model, ids) - expected == 0
+    return expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [None, 4])
+def test_loss_of_smollm2_on_wikitext_is_mlx_lms_to_the_last_bit(bits, tmp_path):
+    root = Path(__file__).resolve().parent.parent.parent
+    program = root / "build" / "release" / "mlx-flash"
+    found = subprocess.run(
+        [root / "tools" / "run_default_model.sh", "--path"], capture_output=True, text=True
+    )
+    gguf = found.stdout.strip()
+    if found.returncode != 0 or not program.exists():
+        pytest.skip("the default model or build/release/mlx-flash is not there")
+    text = root / "testdata" / "corpora" / "wikitext-2.txt"
+    tokens = subprocess.run(
+        [program, "tokenize", "-m", gguf, "--text-file", text, "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    ids = json.loads(tokens.stdout)["ids"][:1000]
+    assert len(ids) == 1000
+    folder = tmp_path / "model"
+    convert = root / "tools" / "gguf_to_hf.py"
+    subprocess.run([sys.executable, convert, gguf, folder], check=True, stdout=subprocess.DEVNULL)
+    if bits is not None:
+        model, config = utils.load_model(folder)
+        model.set_dtype(mx.bfloat16)
+        model, config = utils.quantize_model(model, config, 64, bits)
+        folder = tmp_path / "quantised"
+        folder.mkdir()
+        utils.save_model(folder, model)
+        (folder / "config.json").write_text(json.dumps(config))
+    nats = same_loss(folder, ids, 0)
+    print(f"{nats} nats a token, ours and mlx-lm's")
+    assert 2 < nats < 6
