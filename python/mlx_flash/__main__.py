@@ -66,6 +66,9 @@ class _Opened:
             trust_remote_code=options.trust_remote_code,
         )
         self.load_s = time.perf_counter() - begin
+        if config.max_kv_size is not None and hasattr(self.model, "make_cache"):
+            self._manager.close()
+            refuse("--kv-keep: this model makes its own caches, which nothing here cuts")
         self.name = options.model_name or Path(options.model).name
         if getattr(options, "ignore_eos", False) and self.tokenizer is not None:
             self.tokenizer.eos_token_ids = []

@@ -196,6 +196,22 @@ class Loaded:
         rows = room // _CHUNK_SHARE // (64 * max(inner))
         return max(1, min(2048, 1 << max(0, int(rows).bit_length() - 1)))
 
+    def check_rows(self, rows: int) -> None:
+        """MemoryError for a forward of more tokens than can possibly fit: two
+        arrays as wide as the widest inner layer, two bytes a number, besides the
+        smallest budget that works. What it takes beyond that only MLX knows."""
+        if rows <= 1 or self.hooks.pinned_share is not None:
+            return
+        inner = max(sorted(self.patch.widths)[:-1] or [1])
+        spare = self._plan["ram_bytes"] - self._plan["ram_min_bytes"]
+        most = 1 + spare // (4 * inner)
+        if rows > most:
+            raise MemoryError(
+                f"a forward of {rows} tokens cannot fit in the budget: less than {most + 1} do. "
+                f"FlashConfig.prefill_chunk_size (prefill_step_size in mlx-lm's functions) "
+                f"splits a prompt; {self.prefill_chunk()} is a good one"
+            )
+
     def close(self) -> None:
         if self.closed:
             return

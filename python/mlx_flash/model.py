@@ -84,7 +84,9 @@ class FlashModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         engine = self._flash.engine
-        engine.begin_forward(_tokens(args, kwargs))
+        rows = _tokens(args, kwargs)
+        self._flash.check_rows(rows)
+        engine.begin_forward(rows)
         try:
             return super().__call__(*args, **kwargs)
         finally:

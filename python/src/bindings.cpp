@@ -240,6 +240,7 @@ nb::dict stats_dict(Store& store) {
   d["expert_evictions"] = s.experts.evictions;
   d["expert_bytes"] = s.experts_bytes;
   d["pinned_bytes"] = s.pinned_bytes;
+  d["io"] = s.io;
   d["weight_arrays_bytes"] = s.arrays_bytes;
   d["weight_arrays_bytes_max"] = s.arrays_bytes_max;
   d["weight_arrays_made"] = s.arrays_made;

@@ -485,6 +485,7 @@ Store::Stats Store::stats() {
   std::lock_guard lock(mutex_);
   Stats stats;
   if (tiles_) stats.stream = tiles_->stats();
+  if (queue_) stats.io = queue_->name();
   for (const Table& table : tables_) {
     if (!table.reader) continue;
     const RowReader::Stats& one = table.reader->stats();

@@ -52,6 +52,7 @@ struct StoreStats {
   uint64_t pinned_bytes = 0;
   uint64_t peak_bytes = 0;  // resident memory, as seen at operations
   double compute_seconds = 0;
+  const char* io = "";  // how weights are read
 };
 
 }  // namespace mlx_flash::python

@@ -20,6 +20,7 @@ constexpr int kLearnSteps = 20;        // of coordinate descent
 
 // Scores are floats, in which larger numbers of rounds are not all different.
 constexpr uint32_t kClockMax = uint32_t{1} << 24;
+constexpr float kClockHalf = float{1 << 23};
 
 }  // namespace
 
@@ -80,7 +81,7 @@ void ExpertFrequency::score_recency(uint32_t layer,
   if (++clock_ == kClockMax) {  // the older half becomes equally old
     clock_ /= 2;
     for (float& score : scores_) {
-      score = std::max(0.0f, score - static_cast<float>(kClockMax / 2));
+      score = std::max(0.0f, score - kClockHalf);
     }
   }
   std::fill(used_.begin(), used_.end(), 0.0f);

@@ -127,9 +127,15 @@ def test_how_weights_come_changes_no_token(capsys, folder, arguments):
 def test_ctx_bounds_the_answer(capsys, folder):
     report = answer(capsys, folder, "-p", TEXT, "--ctx", "7", "--ignore-eos")
     assert report["generated_tokens"] == 3 and report["finish_reason"] == "length"
-    on = answer(capsys, folder, "-p", TEXT, "--ctx", "7", "--kv-keep", "2", "-n", "9",
-                "--ignore-eos")  # fmt: skip
-    assert on["generated_tokens"] == 9
+
+
+def test_kv_keep_goes_on_beyond_ctx(capsys, folder, tmp_path):
+    tiny_models.write("qwen3", tmp_path)
+    tiny_models.write_tokenizer(tmp_path)
+    more = ["--ctx", "7", "--kv-keep", "2", "-n", "9", "--ignore-eos"]
+    assert answer(capsys, tmp_path, "-p", TEXT, *more)["generated_tokens"] == 9
+    code, _, err = run(capsys, "run", "-m", folder, "-p", TEXT, *more)
+    assert code == 2 and "makes its own caches" in err
 
 
 def test_seeds_repeat(capsys, folder):

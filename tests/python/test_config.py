@@ -68,6 +68,20 @@ def test_a_budget_that_is_too_small_names_the_one_that_works(tmp_path):
         manager.load(tmp_path)
 
 
+def test_a_forward_that_cannot_fit_is_refused_before_it_begins(tmp_path):
+    import mlx.core as mx
+
+    tiny_models.write("llama", tmp_path)
+    with pytest.raises(ValueError) as error:
+        FlashManager(FlashConfig(ram_budget_gb=0.0001)).load(tmp_path)
+    least = float(str(error.value).split("works is ")[1].split(" GB")[0])
+    with FlashManager(FlashConfig(ram_budget_gb=least + 0.004)) as manager:
+        model, _ = manager.load(tmp_path)
+        with pytest.raises(MemoryError, match="a forward of 200000 tokens.*prefill_chunk_size"):
+            model(mx.array([[1] * 200_000]))
+        mx.eval(model(mx.array([[1] * 8])))
+
+
 def test_disabled_gives_mlx_lms_own_model(tmp_path):
     tiny_models.write("llama", tmp_path)
     # utils.load needs a tokenizer; the model alone is what is asked here.
