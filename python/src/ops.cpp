@@ -232,42 +232,56 @@ mx::array tensor(const StorePtr& store, const Leaf& leaf) {
                })[0];
 }
 
+namespace {
+
+// Arrays of their full shape of which `fill` writes the rows that `ids` name.
+template <class Fill>
+std::vector<mx::array> rows_of(const char* name,
+                               const StorePtr& store,
+                               const std::vector<ArrayType>& parts,
+                               const mx::array& ids,
+                               const Fill& fill) {
+  const mx::array rows = index_rows(ids);
+  const Pass pass = pass_of(*store);
+  return nodes(name,
+               store,
+               true,
+               parts,
+               {rows},
+               pass,
+               [fill, n = rows.size(), pass](const auto& in, const auto& out) {
+                 return fill(ids_at(in[0], n), out, pass);
+               });
+}
+
+}  // namespace
+
 std::vector<mx::array> table_rows(const StorePtr& store,
                                   TableId table,
                                   const std::vector<ArrayType>& parts,
                                   const mx::array& ids) {
-  const mx::array rows = index_rows(ids);
-  const Pass pass = pass_of(*store);
   Store* s = store.get();
-  return nodes(
-      "FlashRows",
-      store,
-      true,
-      parts,
-      {rows},
-      pass,
-      [s, table, n = rows.size(), pass](const auto& in, const auto& out) {
-        return s->fill_rows(table, ids_at(in[0], n), out, pass);
-      });
+  return rows_of("FlashRows",
+                 store,
+                 parts,
+                 ids,
+                 [s, table](auto rows, const auto& out, const Pass& pass) {
+                   return s->fill_rows(table, rows, out, pass);
+                 });
 }
 
 std::vector<mx::array> expert_rows(const StorePtr& store,
                                    ExpertTableId table,
                                    const std::vector<ArrayType>& parts,
                                    const mx::array& ids) {
-  const mx::array rows = index_rows(ids);
-  const Pass pass = pass_of(*store);
   Store* s = store.get();
-  return nodes(
-      "FlashExpertRows",
-      store,
-      true,
-      parts,
-      {rows},
-      pass,
-      [s, table, n = rows.size(), pass](const auto& in, const auto& out) {
-        return s->fill_experts(table, ids_at(in[0], n), out, pass);
-      });
+  return rows_of("FlashExpertRows",
+                 store,
+                 parts,
+                 ids,
+                 [s, table](auto rows, const auto& out, const Pass& pass) {
+                   return s->fill_experts(table, rows, out, pass);
+                 });
 }
 
 mx::array linear(const StorePtr& store,

@@ -72,6 +72,22 @@ class KvExactness : public SessionTest {
   static std::unique_ptr<Core> open(const Config& config) {
     return open_core(config);
   }
+
+  // Two threads and the smallest budget, in which weights stream, give the bits
+  // of `expected` too.
+  static void expect_same_at_minimum(Config config, const Logits& expected) {
+    config.threads = 2;
+    Core::Hooks hooks;
+    hooks.runtime_bytes = 1'000'000;
+    const auto plan = Core::plan_only(config, hooks);
+    ASSERT_TRUE(plan.ok());
+    config.ram_bytes = plan->ram_min_bytes;
+    const auto tight = open(config);
+    ASSERT_NE(tight, nullptr);
+    SessionState session(*tight);
+    EXPECT_TRUE(same_bits(expected, run(*tight, session, 0, kTokens, 300)));
+    EXPECT_GT(tight->counters().tiles_streamed, 0u);
+  }
 };
 
 TEST_F(KvExactness, QuantisedBlocksAreSeenAndOnlyByQueriesPastTheWindow) {
@@ -97,7 +113,7 @@ TEST_F(KvExactness, QuantisedBlocksAreSeenAndOnlyByQueriesPastTheWindow) {
 
 TEST_F(KvExactness, ChunksThreadsAndBudgetsChangeNoBit) {
   for (const int bits : {0, 4, 8}) {
-    Config config = this->config(bits);
+    const Config config = this->config(bits);
     const auto whole = open(config);
     ASSERT_NE(whole, nullptr);
     SessionState session(*whole);
@@ -107,17 +123,7 @@ TEST_F(KvExactness, ChunksThreadsAndBudgetsChangeNoBit) {
       EXPECT_TRUE(same_bits(expected, run(*whole, other, 0, kTokens, chunk)))
           << bits << " " << chunk;
     }
-    config.threads = 2;
-    Core::Hooks hooks;
-    hooks.runtime_bytes = 1'000'000;
-    const auto plan = Core::plan_only(config, hooks);
-    ASSERT_TRUE(plan.ok());
-    config.ram_bytes = plan->ram_min_bytes;
-    const auto tight = open(config);
-    ASSERT_NE(tight, nullptr);
-    SessionState third(*tight);
-    EXPECT_TRUE(same_bits(expected, run(*tight, third, 0, kTokens, 300)));
-    EXPECT_GT(tight->counters().tiles_streamed, 0u);
+    expect_same_at_minimum(config, expected);
   }
 }
 
@@ -181,7 +187,7 @@ TEST_F(KvExactness, OfLatentsOneCopyIsKeptAndNoBitChanges) {
     write(model);
     Logits full;
     for (const int bits : {0, 8, 4}) {
-      Config config = this->config(bits);
+      const Config config = this->config(bits);
       const auto whole = open(config);
       ASSERT_NE(whole, nullptr);
       const KvLayout layout = whole->model().kv_layout(DType::kF16, bits);
@@ -206,17 +212,7 @@ TEST_F(KvExactness, OfLatentsOneCopyIsKeptAndNoBitChanges) {
             Logits(expected.end() - static_cast<long>(chunk), expected.end()),
             run(*whole, other, kTokens - chunk, kTokens, 7)));
       }
-      config.threads = 2;
-      Core::Hooks hooks;
-      hooks.runtime_bytes = 1'000'000;
-      const auto plan = Core::plan_only(config, hooks);
-      ASSERT_TRUE(plan.ok());
-      config.ram_bytes = plan->ram_min_bytes;
-      const auto tight = open(config);
-      ASSERT_NE(tight, nullptr);
-      SessionState third(*tight);
-      EXPECT_TRUE(same_bits(expected, run(*tight, third, 0, kTokens, 300)));
-      EXPECT_GT(tight->counters().tiles_streamed, 0u);
+      expect_same_at_minimum(config, expected);
     }
   }
 }
