@@ -18,72 +18,41 @@ struct Projection {
 
 struct Layout {
   const char* stack;  // all experts' tensors; of mlx-lm, whatever lies in files
-  const char* before;  // of one expert's tensors: "<before><number>."; or null
-  const char* fused;   // of tensors that hold several projections; or null
-  const char* probe;   // behind a tensor's name: a tensor that there must be
-  bool alternating;    // one tensor has gate and up, row by row in turns
-  bool mxfp4_blocks;   // ExpertSource::mxfp4_blocks
-  Projection gate, up, down;
+  const char* before = nullptr;  // of one expert's tensors: "<before><number>."
+  const char* fused = nullptr;   // of tensors that hold several projections
+  // Behind a tensor's name: a tensor that there must be.
+  const char* probe = ".weight";
+  bool alternating = false;   // one tensor has gate and up, row by row in turns
+  bool mxfp4_blocks = false;  // ExpertSource::mxfp4_blocks
+  Projection gate = {"gate_proj"};
+  Projection up = {"up_proj"};
+  Projection down = {"down_proj"};
 };
 
 constexpr Layout kLayouts[] = {
     // mlx-lm's SwitchGLU, and what GGUF's names become.
-    {".switch_mlp.",
-     nullptr,
-     nullptr,
-     ".weight",
-     false,
-     false,
-     {"gate_proj"},
-     {"up_proj"},
-     {"down_proj"}},
-    {".experts.",
-     nullptr,
-     nullptr,
-     ".weight",
-     false,
-     false,
-     {"gate_proj"},
-     {"up_proj"},
-     {"down_proj"}},
+    {.stack = ".switch_mlp."},
+    {.stack = ".experts."},
     // Hugging Face: a tensor for each expert; mixtral has names of its own.
-    {".switch_mlp.",
-     ".experts.",
-     nullptr,
-     ".weight",
-     false,
-     false,
-     {"gate_proj"},
-     {"up_proj"},
-     {"down_proj"}},
-    {".switch_mlp.",
-     ".experts.",
-     nullptr,
-     ".weight",
-     false,
-     false,
-     {"w1"},
-     {"w3"},
-     {"w2"}},
+    {.stack = ".switch_mlp.", .before = ".experts."},
+    {.stack = ".switch_mlp.",
+     .before = ".experts.",
+     .gate = {"w1"},
+     .up = {"w3"},
+     .down = {"w2"}},
     // Hugging Face: granitemoe's gate above its up, gpt_oss' in turns.
-    {".switch_mlp.",
-     nullptr,
-     ".",
-     ".weight",
-     false,
-     false,
-     {"input_linear", 2, 0},
-     {"input_linear", 2, 1},
-     {"output_linear"}},
-    {".experts.",
-     nullptr,
-     ".experts.",
-     "_blocks",
-     true,
-     true,
-     {"gate_up_proj"},
-     {},
-     {"down_proj"}},
+    {.stack = ".switch_mlp.",
+     .fused = ".",
+     .gate = {"input_linear", 2, 0},
+     .up = {"input_linear", 2, 1},
+     .down = {"output_linear"}},
+    {.stack = ".experts.",
+     .fused = ".experts.",
+     .probe = "_blocks",
+     .alternating = true,
+     .mxfp4_blocks = true,
+     .gate = {"gate_up_proj"},
+     .up = {}},
 };
 
 // Of the stack, whatever an expert's own is called.
