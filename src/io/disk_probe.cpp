@@ -9,7 +9,9 @@
 namespace mlx_flash {
 namespace {
 
-constexpr double kWarmUpShare = 0.3;   // of the time of a load
+constexpr double kWarmUpShare = 0.3;  // of the time of a load
+constexpr size_t kReadings = 5;
+constexpr double kAgreed = 1.04;       // the larger of two over the smaller
 constexpr double kMicrosecond = 1e-6;  // the shortest time that is divided by
 
 // Requests of one size, from the front of the file to its end and over again.
@@ -171,6 +173,22 @@ Result<DiskProbe> probe_disk(const std::string& path,
     }
   }
   return probe;
+}
+
+Result<double> agreed_rate(const std::function<Result<double>()>& reading) {
+  std::vector<double> sorted;
+  while (sorted.size() < kReadings) {
+    FLASH_ASSIGN_OR_RETURN(const double rate, reading());
+    const auto place = std::lower_bound(sorted.begin(), sorted.end(), rate);
+    const auto added = sorted.insert(place, rate);
+    if (added != sorted.begin() && rate <= kAgreed * added[-1]) {
+      return (rate + added[-1]) / 2;
+    }
+    if (added + 1 != sorted.end() && added[1] <= kAgreed * rate) {
+      return (rate + added[1]) / 2;
+    }
+  }
+  return sorted[kReadings / 2];
 }
 
 }  // namespace mlx_flash

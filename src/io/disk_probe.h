@@ -60,4 +60,10 @@ struct DiskProbe {
 Result<DiskProbe> probe_disk(const std::string& path,
                              const DiskProbeOptions& options);
 
+// What two of a few readings agree on. A disk that others use, or a machine
+// that was held up, makes a single one wrong by any factor. Reads at least
+// twice; the median of five where no two are within 4 %. Ends with the first
+// reading that fails.
+Result<double> agreed_rate(const std::function<Result<double>()>& reading);
+
 }  // namespace mlx_flash

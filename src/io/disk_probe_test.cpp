@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "io/rate_fit.h"
 #include "io/testing/temp_file.h"
@@ -13,6 +15,7 @@ namespace mlx_flash {
 namespace {
 
 using testing::HasSubstr;
+using testing::Pair;
 
 // A throttle's slices of 100 ms, looked at for half a second from any moment.
 TEST(RateFit, BurstsAreWorthTheirRate) {
@@ -42,6 +45,32 @@ TEST(RateFit, AnEvenStreamIsItsQuotient) {
   for (int i = 1; i <= 100; ++i) fit.add(7 + i * 0.01, i * 5e6);
   EXPECT_NEAR(fit.per_second(), 5e8, 1);
   EXPECT_EQ(RateFit().per_second(), 0);
+}
+
+// The rate agreed on, and how many readings that took.
+std::pair<double, size_t> agree(const std::vector<double>& rates) {
+  size_t taken = 0;
+  const auto rate =
+      agreed_rate([&]() -> Result<double> { return rates[taken++]; });
+  return {rate.value(), taken};
+}
+
+TEST(AgreedRate, AReadingThatWasHeldUpDoesNotCount) {
+  EXPECT_THAT(agree({400, 404}), Pair(402, 2));
+  EXPECT_THAT(agree({86, 400, 396}), Pair(398, 3));
+  EXPECT_THAT(agree({400, 86, 390}), Pair(395, 3));
+  EXPECT_THAT(agree({640, 400, 86, 410}), Pair(405, 4));
+}
+
+TEST(AgreedRate, WhereNoneAgreeItIsTheMedian) {
+  EXPECT_THAT(agree({100, 500, 200, 400, 300}), Pair(300, 5));
+}
+
+TEST(AgreedRate, AFailureIsReported) {
+  const auto rate = agreed_rate(
+      []() -> Result<double> { return io_error("the disk is gone"); });
+  ASSERT_FALSE(rate.ok());
+  EXPECT_THAT(rate.status().message(), HasSubstr("gone"));
 }
 
 TEST(DiskProbe, EveryLoadIsMeasured) {
