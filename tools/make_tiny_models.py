@@ -59,6 +59,7 @@ class Case:
     edit_weights: Optional[Callable[[dict], dict]] = None
     shard_bytes: Optional[int] = None
     gguf: Optional[str] = None  # block type of the matrices
+    gguf_experts: Optional[str] = None  # of the experts, if another
     chunks: list = field(default_factory=lambda: [DECODE])
     # Other lengths for `fast` (see dynamic rope); None: as `chunks`.
     fast_chunks: Optional[list] = None
@@ -743,6 +744,15 @@ def expert_cases() -> list:
             gguf="Q8_0",
             chunks=both,
         ),
+        # As gpt-oss is published: experts in MXFP4.
+        Case(
+            "gguf_gpt_oss_MXFP4",
+            gpt_oss(head_dim=32, intermediate_size=64),
+            "f32",
+            gguf="Q8_0",
+            gguf_experts="MXFP4",
+            chunks=both,
+        ),
         Case(
             "gguf_granitemoe_Q8_0",
             granitemoe(hidden_size=192, intermediate_size=64),
@@ -919,7 +929,12 @@ def write_gguf(case: Case, folder: Path) -> None:
     model = make_model(case)
     weights = dict(tree_flatten(model.parameters()))
     values = tiny_gguf.write(
-        folder / "model.gguf", case.config, weights, case.gguf, tokenizer_tokens()
+        folder / "model.gguf",
+        case.config,
+        weights,
+        case.gguf,
+        tokenizer_tokens(),
+        case.gguf_experts,
     )
     hf = folder / "hf"
     hf.mkdir()

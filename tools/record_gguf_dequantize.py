@@ -6,7 +6,8 @@ dequantize_test.cpp.
 Run with a Python that has gguf 0.19.0; writes
 testdata/kernels/gguf_dequantize.txt, in the columns of record_dequantize.py.
 The float16 numbers of a block are of both signs and all sizes, denormals among
-them; all else is random bits.
+them; scales of MXFP4 are the ends of their range and some between; all else is
+random bits.
 """
 
 import pathlib
@@ -33,7 +34,11 @@ BLOCKS = {
     "Q4_K": (256, 144, [0, 2]),
     "Q5_K": (256, 176, [0, 2]),
     "Q6_K": (256, 210, [208]),
+    "MXFP4": (32, 17, []),
 }
+
+# Six times 2^126 is not finite: 252 is the largest with every code.
+MXFP4_SCALES = [0, 1, 2, 3, 60, 100, 118, 125, 126, 127, 128, 129, 150, 200, 251, 252]
 
 
 def half(rng):
@@ -50,6 +55,8 @@ def main():
             block = bytearray(rng.randbytes(size))
             for offset in halves:
                 block[offset:offset + 2] = half(rng)
+            if name == "MXFP4":
+                block[0] = MXFP4_SCALES[len(blocks)]
             blocks.append(bytes(block))
         weight = b"".join(blocks)
         made = dequantize(np.frombuffer(weight, np.uint8),

@@ -29,6 +29,7 @@ TYPES = {
     "Q5_K": (13, 256, 176),
     "Q6_K": (14, 256, 210),
     "BF16": (30, 1, 2),
+    "MXFP4": (39, 32, 17),
 }
 
 U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
@@ -50,7 +51,7 @@ def encode(values: np.ndarray, block: str) -> tuple:
     encoders = {"Q4_0": q4_0, "Q4_1": q4_1, "Q8_0": q8_0,
                 "Q2_K": tiny_kquants.q2_k, "Q3_K": tiny_kquants.q3_k,
                 "Q4_K": tiny_kquants.q4_k, "Q5_K": tiny_kquants.q5_k,
-                "Q6_K": tiny_kquants.q6_k}
+                "Q6_K": tiny_kquants.q6_k, "MXFP4": mxfp4}
     packed, meant = encoders[block](values.reshape(-1, TYPES[block][1]))
     return packed.tobytes(), meant.reshape(values.shape)
 
@@ -89,6 +90,18 @@ def q8_0(x: np.ndarray) -> tuple:
     q = np.clip(np.rint(x * inverse(d)[:, None]), -127, 127)
     packed = np.concatenate([halves(d), q.astype(np.int8).view(np.uint8)], 1)
     return packed, q.astype(np.float32) * d[:, None]
+
+
+def mxfp4(x: np.ndarray) -> tuple:
+    """OCP's choice of the scale: the largest value's exponent less e2m1's."""
+    values = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32) / 2
+    largest = np.maximum(np.abs(x).max(1), np.float32(2.0**-100))
+    exponent = np.floor(np.log2(largest)).astype(int) - 2
+    scale = np.ldexp(np.float32(1), exponent)[:, None]
+    code = np.abs(np.abs(x / scale)[..., None] - values).argmin(-1)
+    meant = np.copysign(values[code], x) * scale
+    packed = nibbles(code | (np.signbit(x) << 3))
+    return np.concatenate([(exponent + 127).astype(np.uint8)[:, None], packed], 1), meant
 
 
 def permute(w: np.ndarray, heads: int) -> np.ndarray:
@@ -300,8 +313,10 @@ def metadata(config: dict, tokens: list) -> list:
     return fields + expert_fields(arch, config) + scaling_fields(arch, config)
 
 
-def write(path: Path, config: dict, weights: dict, block: str, tokens: list) -> dict:
-    """Writes the file. Returns name -> float32 array of the values it holds,
+def write(
+    path: Path, config: dict, weights: dict, block: str, tokens: list, experts: str = None
+) -> dict:
+    """Writes the file, experts in blocks of `experts` if given. Returns name -> float32 array of the values it holds,
     rows in Hugging Face's order."""
     infos, data, meant = [], bytearray(), {}
     for name, array in weights.items():
@@ -309,6 +324,8 @@ def write(path: Path, config: dict, weights: dict, block: str, tokens: list) -> 
         stored = gguf_name(name, config["model_type"])
         vector = value.ndim == 1 or stored.endswith(".bias")
         kind = "F32" if vector or any(p in stored for p in FLOAT_PARTS) else block
+        if experts and kind != "F32" and "_exps." in stored:
+            kind = experts
         packed, values = encode(value, kind)
         meant[name] = mx.array(values)
         projection = name.split(".")[-2]

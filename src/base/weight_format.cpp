@@ -32,6 +32,7 @@ constexpr Block kBlocks[] = {
     {WeightKind::kQ4_K, 256, 144, 4, "Q4_K"},
     {WeightKind::kQ5_K, 256, 176, 5, "Q5_K"},
     {WeightKind::kQ6_K, 256, 210, 6, "Q6_K"},
+    {WeightKind::kGgufMxfp4, 32, 17, 4, "MXFP4"},
 };
 
 const Block& block_of(WeightKind kind) {

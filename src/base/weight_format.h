@@ -47,6 +47,7 @@ enum class WeightKind : uint8_t {
   kQ4_K,
   kQ5_K,
   kQ6_K,
+  kGgufMxfp4,
 };
 
 struct WeightFormat {
@@ -78,7 +79,7 @@ RowBytes row_bytes(const WeightFormat& format, size_t cols);
 // multiple of the group or block, whole bytes).
 bool format_accepts(const WeightFormat& format, size_t cols);
 
-// "affine 4-bit g64 bf16", "Q4_1", "mxfp4", ...
+// "affine 4-bit g64 bf16", "Q4_1", "mxfp4", GGUF's "MXFP4", ...
 std::string format_name(const WeightFormat& format);
 
 WeightFormat dense_format(DType dtype);  // REQUIRES: f32, f16 or bf16

@@ -97,6 +97,7 @@ TEST(Gguf, TurnsShapesAndFindsData) {
                                 .alignment(64)
                                 .tensor("a", {3, 32}, 2, std::string(54, 'x'))
                                 .tensor("b", {5}, 0, f32s(5))
+                                .tensor("m", {64}, 39, std::string(34, 'y'))
                                 .bytes());
     ASSERT_TRUE(file.ok()) << file.status().message();
     const auto& a = file->tensors()[0];
@@ -112,6 +113,8 @@ TEST(Gguf, TurnsShapesAndFindsData) {
     EXPECT_EQ(data, std::string(54, 'x'));
     EXPECT_EQ(file->tensors()[1].offset, a.offset + 64);
     EXPECT_EQ(file->tensors()[1].dtype, DType::kF32);
+    EXPECT_EQ(file->tensors()[2].format->kind, WeightKind::kGgufMxfp4);
+    EXPECT_EQ(file->tensors()[2].bytes, 34U);
   }
 }
 

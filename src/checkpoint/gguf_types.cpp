@@ -39,7 +39,7 @@ constexpr GgmlType kTypes[] = {
     {30, "BF16", 1, 2, WeightKind::kBF16, DType::kBF16},
     {34, "TQ1_0", 256, 54, kNoKind, kNoDType},
     {35, "TQ2_0", 256, 66, kNoKind, kNoDType},
-    {39, "MXFP4", 32, 17, kNoKind, kNoDType},
+    {39, "MXFP4", 32, 17, WeightKind::kGgufMxfp4, kNoDType},
 };
 
 }  // namespace

@@ -212,6 +212,51 @@ struct Q8_0Codes : Blocks32<34, false> {
   }
 };
 
+// 2^(code - 128), as ggml has it: 255 is a number like the others.
+HWY_INLINE F8 half_e8m0_of_ggml(const uint8_t* p) {
+  const hn::Rebind<uint8_t, DU8> d8;
+  const auto one = hn::Set(DU8(), 1u);
+  F8 v;
+  for_halves([&](auto h) FLASH_INLINE_LAMBDA {
+    const auto code = hn::PromoteTo(DU8(), hn::LoadU(d8, p + h * kLanes8));
+    const auto denormal = hn::IfThenElse(hn::Eq(code, one),
+                                         hn::Set(DU8(), 0x00400000u),
+                                         hn::Set(DU8(), 0x00200000u));
+    const auto normal = hn::ShiftLeft<23>(hn::Sub(code, one));
+    v.half[h] =
+        hn::BitCast(DF8(), hn::IfThenElse(hn::Gt(code, one), normal, denormal));
+  });
+  return v;
+}
+
+// Scale, 16 bytes of nibbles as in Q4_0.
+struct GgufMxfp4Codes : Blocks<32, 17> {
+  static constexpr int kZero = 0;
+  static constexpr bool kOffset = false;
+  static constexpr size_t kGroupBytes = 17;
+  using Blocks::Blocks;
+  static constexpr size_t group_size() { return 32; }
+
+  HWY_INLINE const uint8_t* chunk(size_t c) const {
+    return block(c * kChunkGroups);
+  }
+  // Put together in an ordinary register, as Blocks32 does.
+  HWY_INLINE void scales(size_t c, size_t n, F8* scale, F8*) const {
+    const uint8_t* p = chunk(c);
+    uint64_t word = 0;
+    for (size_t i = 0; i < kChunkGroups; ++i) {
+      if (i < n) word |= uint64_t{p[i * kGroupBytes]} << (8 * i);
+    }
+    *scale = half_e8m0_of_ggml(reinterpret_cast<const uint8_t*>(&word));
+  }
+  template <size_t kQ, class Sink>
+  static HWY_INLINE void codes(const uint8_t* chunk, size_t, const Sink& sink) {
+    const V16B both = load_bytes(chunk + kQ * kGroupBytes + 1);
+    sink(0, widen<int8_t>(twice_e2m1(low_nibble(both))));
+    sink(16, widen<int8_t>(twice_e2m1(high_nibble(both))));
+  }
+};
+
 // ---- Super-blocks of 256 ----
 
 // d * each of eight sub-block scales.

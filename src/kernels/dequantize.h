@@ -14,6 +14,9 @@
 //   Q8_0       w = d * q
 //   Q2_K..Q6_K as in ggml's dequantize_row_*, with the sub-block scale
 //              multiplied into d first, then fma with the minimum
+//   MXFP4      w = 2 * e2m1(q) * 2^(scale - 128): mxfp4's numbers but for -0,
+//              which ggml takes for 0, and a scale of 255, which is a number
+//              to ggml and infinite to MLX
 //
 // (ggml-common.h has the block layouts; MLX's docs for `quantize` the rest.)
 // Never allocates. Thread-compatible.

@@ -188,7 +188,7 @@ Recorded parse_recorded(const std::string& line) {
     for (const WeightFormat& format : reference::all_formats()) {
       if (format_name(format) == kind) row.format = format;
     }
-    row.gguf = kind[0] == 'Q';
+    row.gguf = kind[0] == 'Q';  // not MXFP4, which is exact
   }
   row.weight = bytes_of_hex(weight);
   row.scales = bytes_of_hex(scales);
@@ -248,7 +248,34 @@ TEST(Dequantize, EqualsTheGgufPackage) {
       }
     }
   }
-  EXPECT_EQ(rows, 10);
+  EXPECT_EQ(rows, 11);
+}
+
+// 255 is 2^127 to ggml, and code 8 no -0: what the file's owner says.
+TEST(Dequantize, HandWorkedMxfp4Block) {
+  std::vector<uint8_t> block = {255};
+  for (unsigned i = 0; i < 16; ++i) {
+    block.push_back(static_cast<uint8_t>(i | ((15 - i) << 4)));
+  }
+  const auto format = block_format(WeightKind::kGgufMxfp4);
+  const int twice[] = {0, 1, 2, 3, 4, 6, 8, 12};
+  const auto value = [&](size_t code, float half) {
+    const int t = code < 8 ? twice[code] : -twice[code - 8];
+    return static_cast<float>(t) * half;
+  };
+  for (const auto& [scale, half] :
+       std::vector<std::pair<uint8_t, float> >{{0, 0x1p-128f},
+                                               {1, 0x1p-127f},
+                                               {2, 0x1p-126f},
+                                               {128, 1.0f},
+                                               {255, 0x1p127f}}) {
+    block[0] = scale;
+    const auto w = dequantized(format, 32, block);
+    for (size_t i = 0; i < 16; ++i) {
+      EXPECT_TRUE(same_bits(w[i], value(i, half))) << int{scale} << " " << i;
+      EXPECT_TRUE(same_bits(w[i + 16], value(15 - i, half))) << int{scale};
+    }
+  }
 }
 
 }  // namespace

@@ -17,7 +17,7 @@
 //      u[i] = t[i] + t[i + 2] for i < 2, y = u[0] + u[1].
 //
 // B. Weights that are integer codes with a scale, and maybe an offset, for each
-//    group (affine, mxfp4, nvfp4, Q4_0 ... Q6_K):
+//    group (affine, mxfp4, nvfp4, Q4_0 ... Q6_K, MXFP4):
 //
 //   1. x becomes 16-bit fixed point, group by group: s[g], q[k], S[g] of
 //      kernels/fixed_point.h. This is the only rounding beyond float32's own.
@@ -32,7 +32,9 @@
 //      y = u[0] + u[1].
 //
 //    For K-quants scale[g] = d * sc[g] and offset[g] = -(dmin * m[g]), rounded
-//    to float32; mxfp4 and nvfp4 count in halves.
+//    to float32; mxfp4, MXFP4 and nvfp4 count in
+//    halves: the same weights give the same bits in MLX's parts and in GGUF's
+//    blocks (save with scales of 255, kernels/dequantize.h).
 //
 // Instruction sets without a fused multiply-add (below AVX2 on x86) are not
 // supported: see kernels::supported().

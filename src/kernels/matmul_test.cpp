@@ -331,6 +331,44 @@ TEST(Matmul, ThreadsAndBatchesChangeNoBit) {
   }
 }
 
+// The same weights in MLX's parts and in GGUF's blocks are one matrix: mxfp4's
+// neighbours of a byte lie there sixteen apart.
+TEST(Matmul, Mxfp4IsTheSameInPartsAndInBlocks) {
+  constexpr size_t kRows = 35;
+  constexpr size_t kCols = 32 * 21;
+  constexpr size_t kGroups = kRows * kCols / 32;
+  for (int64_t target : runnable_targets()) {
+    const ForcedTarget forced(target);
+    Random random(18);
+    TestMatrix parts(block_format(WeightKind::kMxfp4), kRows, kCols, random);
+    TestMatrix blocks(
+        block_format(WeightKind::kGgufMxfp4), kRows, kCols, random);
+    parts.scales()[0] = std::byte{0};  // denormal
+    parts.scales()[1] = std::byte{1};
+    parts.scales()[2] = std::byte{254};
+    for (size_t g = 0; g < kGroups; ++g) {
+      const std::byte* from = parts.weight() + 16 * g;
+      std::byte* to = blocks.weight() + 17 * g;
+      to[0] = parts.scales()[g];
+      const auto code = [&](size_t i) {
+        return (from[i / 2] >> (i % 2 * 4)) & std::byte{15};
+      };
+      for (size_t i = 0; i < 16; ++i) to[1 + i] = code(i) | code(i + 16) << 4;
+    }
+    const auto x = random_floats(40 * kCols, random);
+    for (size_t tokens : std::initializer_list<size_t>{1, 5, 40}) {
+      ASSERT_EQ(first_difference(product(parts.rows(), x, kCols, tokens),
+                                 product(blocks.rows(), x, kCols, tokens)),
+                -1)
+          << target_label(target) << " " << tokens;
+    }
+    blocks.weight()[17 * kGroups - 1] ^= std::byte{0x30};
+    EXPECT_NE(first_difference(product(parts.rows(), x, kCols, 1),
+                               product(blocks.rows(), x, kCols, 1)),
+              -1);
+  }
+}
+
 // Taking products in pairs is a matter of speed alone.
 TEST(Matmul, PairedProductsGiveTheSameBits) {
   for (int64_t target : runnable_targets()) {

@@ -177,6 +177,10 @@ CodedWeight block_weight(WeightKind kind, const std::byte* b, size_t i) {
       return q5_k(b, i);
     case WeightKind::kQ6_K:
       return q6_k(b, i);
+    case WeightKind::kGgufMxfp4:
+      return {std::ldexp(1.0f, static_cast<int>(byte_at(b, 0)) - 128),
+              static_cast<int>(2 * e2m1(split_nibble(b + 1, i))),
+              std::nullopt};
     default:
       FLASH_CHECK(!"a block format");
       return {};

@@ -112,6 +112,12 @@ TestMatrix::TestMatrix(const WeightFormat& format,
     case WeightKind::kNvfp4:
       fill_scales(scales(), groups, format.kind, random);
       break;
+    case WeightKind::kGgufMxfp4:
+      for (size_t g = 0; g < groups; ++g) {
+        const size_t block = rows * bytes.weight / groups;
+        fill_scales(weight() + g * block, 1, format.kind, random);
+      }
+      break;
     default: {
       const size_t block = rows * bytes.weight / groups;
       for (size_t g = 0; g < groups; ++g) {
