@@ -442,7 +442,6 @@ void Store::multiply_piece(const ExpertStream::Piece& piece,
         matrix.format, cols, gathered_.data(), cols, 0, uses.size(), prepared);
     input.prepared = prepared;
   }
-  const size_t scratch = kernels::matmul_scratch_bytes();
   for (uint32_t r = 0; r < piece.rows_count; ++r) {
     const ExpertStream::Rows& rows = piece.rows[r];
     const size_t count = rows.row_end - rows.row_begin;
@@ -461,7 +460,7 @@ void Store::multiply_piece(const ExpertStream::Piece& piece,
                           input,
                           products_.data(),
                           count,
-                          context_.thread_scratch(thread, scratch));
+                          context_.thread_scratch(thread));
         });
     for (size_t i = 0; i < uses.size(); ++i) {
       std::memcpy(y + uses[i] * matrix.rows + rows.row_begin,

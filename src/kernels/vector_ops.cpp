@@ -53,6 +53,9 @@ void sigmoid(float*, size_t) {
 void rope(float*, const float*, size_t, bool) {
   FLASH_KERNEL_STUB_CALLED();
 }
+void turn_head(const HeadTurn&, size_t, float*) {
+  FLASH_KERNEL_STUB_CALLED();
+}
 size_t argmax(const float*, size_t) {
   FLASH_KERNEL_STUB_CALLED();
 }
@@ -236,6 +239,136 @@ void rope(float* x,
   }
 }
 
+// Values of a head on their way into rope: normed and scaled, each product
+// rounded as rms_norm() and a multiplication would.
+template <bool kNorm, bool kScale>
+struct Ready {
+  const float* weight;
+  float factor;
+  float scale;
+
+  HWY_INLINE float operator()(float v, size_t i) const {
+    if constexpr (kNorm) v = v * factor * weight[i];
+    if constexpr (kScale) v = v * scale;
+    return v;
+  }
+  HWY_INLINE VF operator()(VF v, VF w) const {
+    if constexpr (kNorm) v = hn::Mul(hn::Mul(v, hn::Set(DF(), factor)), w);
+    if constexpr (kScale) v = hn::Mul(v, hn::Set(DF(), scale));
+    return v;
+  }
+  HWY_INLINE VF weights(size_t i) const {
+    if constexpr (kNorm) return hn::LoadU(DF(), weight + i);
+    return hn::Zero(DF());
+  }
+  HWY_INLINE void weight_pairs(size_t i, VF& even, VF& odd) const {
+    even = odd = hn::Zero(DF());
+    if constexpr (kNorm) hn::LoadInterleaved2(DF(), weight + i, even, odd);
+  }
+};
+
+HWY_INLINE void turn_pair(VF c, VF s, VF& a, VF& b) {
+  const VF turned = hn::Sub(hn::Mul(a, c), hn::Mul(b, s));
+  b = hn::Add(hn::Mul(a, s), hn::Mul(b, c));
+  a = turned;
+}
+
+HWY_INLINE void turn_pair(float c, float s, float& a, float& b) {
+  const float turned = a * c - b * s;
+  b = a * s + b * c;
+  a = turned;
+}
+
+template <class R>
+HWY_INLINE void turn_halves(
+    const R& ready, const float* cos, const float* sin, size_t half, float* x) {
+  const DF d;
+  const size_t whole = half - half % kN;
+  for (size_t i = 0; i < whole; i += kN) {
+    VF a = ready(hn::LoadU(d, x + i), ready.weights(i));
+    VF b = ready(hn::LoadU(d, x + half + i), ready.weights(half + i));
+    turn_pair(hn::LoadU(d, cos + i), hn::LoadU(d, sin + i), a, b);
+    hn::StoreU(a, d, x + i);
+    hn::StoreU(b, d, x + half + i);
+  }
+  for (size_t i = whole; i < half; ++i) {
+    float a = ready(x[i], i);
+    float b = ready(x[half + i], half + i);
+    turn_pair(cos[i], sin[i], a, b);
+    x[i] = a;
+    x[half + i] = b;
+  }
+}
+
+template <class R>
+HWY_INLINE void turn_pairs(
+    const R& ready, const float* cos, const float* sin, size_t half, float* x) {
+  const DF d;
+  const size_t whole = half - half % kN;
+  for (size_t i = 0; i < whole; i += kN) {
+    VF a, b, even, odd;
+    hn::LoadInterleaved2(d, x + 2 * i, a, b);
+    ready.weight_pairs(2 * i, even, odd);
+    a = ready(a, even);
+    b = ready(b, odd);
+    turn_pair(hn::LoadU(d, cos + i), hn::LoadU(d, sin + i), a, b);
+    hn::StoreInterleaved2(a, b, d, x + 2 * i);
+  }
+  for (size_t i = whole; i < half; ++i) {
+    float a = ready(x[2 * i], 2 * i);
+    float b = ready(x[2 * i + 1], 2 * i + 1);
+    turn_pair(cos[i], sin[i], a, b);
+    x[2 * i] = a;
+    x[2 * i + 1] = b;
+  }
+}
+
+// Values [begin, end) that do not turn.
+template <class R>
+HWY_INLINE void keep_straight(const R& ready,
+                              size_t begin,
+                              size_t end,
+                              float* x) {
+  const DF d;
+  size_t i = begin;
+  for (; i + kN <= end; i += kN) {
+    hn::StoreU(ready(hn::LoadU(d, x + i), ready.weights(i)), d, x + i);
+  }
+  for (; i < end; ++i) x[i] = ready(x[i], i);
+}
+
+template <bool kNorm, bool kScale>
+HWY_INLINE void turn_with(const HeadTurn& turn,
+                          float factor,
+                          size_t n,
+                          float* x) {
+  const Ready<kNorm, kScale> ready{turn.weight, factor, turn.scale};
+  if (turn.cos_sin == nullptr) {
+    if (kNorm || kScale) keep_straight(ready, 0, turn.dims, x);
+  } else {
+    const size_t half = turn.dims / 2;
+    const float* sin = turn.cos_sin + half;
+    if (turn.interleaved) {
+      turn_pairs(ready, turn.cos_sin, sin, half, x);
+    } else {
+      turn_halves(ready, turn.cos_sin, sin, half, x);
+    }
+  }
+  const Ready<kNorm, false> rest{turn.weight, factor, 1};
+  if (kNorm) keep_straight(rest, turn.dims, n, x);
+}
+
+void turn_head(const HeadTurn& turn, size_t n, float* x) {
+  if (turn.weight == nullptr) {
+    if (turn.scale == 1.0f) return turn_with<false, false>(turn, 1, n, x);
+    return turn_with<false, true>(turn, 1, n, x);
+  }
+  const float mean = sum_of_squares(x, n) / static_cast<float>(n);
+  const float factor = 1.0f / std::sqrt(mean + turn.eps);
+  if (turn.scale == 1.0f) return turn_with<true, false>(turn, factor, n, x);
+  turn_with<true, true>(turn, factor, n, x);
+}
+
 size_t argmax(const float* x, size_t n) {
   const DF d;
   // First the value, then its first place. NaN compares false and never wins.
@@ -281,6 +414,7 @@ HWY_EXPORT(add_scaled);
 HWY_EXPORT(softmax);
 HWY_EXPORT(sigmoid);
 HWY_EXPORT(rope);
+HWY_EXPORT(turn_head);
 HWY_EXPORT(argmax);
 
 bool supported() {
@@ -335,6 +469,10 @@ void rope(float* x,
           size_t rotary_dims,
           bool interleaved) {
   HWY_DYNAMIC_DISPATCH(rope)(x, cos_sin, rotary_dims, interleaved);
+}
+
+void turn_head(const HeadTurn& turn, size_t n, float* x) {
+  HWY_DYNAMIC_DISPATCH(turn_head)(turn, n, x);
 }
 
 size_t argmax(const float* x, size_t n) {

@@ -55,6 +55,20 @@ void sigmoid(float* x, size_t n);
 // with each product rounded, then the sum (no fusing).
 void rope(float* x, const float* cos_sin, size_t rotary_dims, bool interleaved);
 
+// What one head of q or k goes through before it attends.
+struct HeadTurn {
+  const float* weight = nullptr;  // of rms_norm() over the head; null: no norm
+  float eps = 0;
+  float scale = 1;                 // of the values that turn, before they do
+  const float* cos_sin = nullptr;  // as for rope(); null: nothing turns
+  size_t dims = 0;                 // values that scale and turn
+  bool interleaved = false;
+};
+
+// rms_norm(), the scale and rope() of a head of n values in place, in one pass
+// after the sum of squares. The same bits as one after the other.
+void turn_head(const HeadTurn& turn, size_t n, float* x);
+
 // Index of the largest value, the first of equals. NaN never wins; all NaN
 // gives 0. REQUIRES: n > 0.
 size_t argmax(const float* x, size_t n);

@@ -297,6 +297,46 @@ TEST(VectorOps, RopeEqualsTheReferenceAndLeavesTheRest) {
   });
 }
 
+// One pass over a head gives the bits of norm, scale and rope in turn.
+TEST(VectorOps, TurnHeadEqualsItsStepsOneByOne) {
+  const auto check = [](size_t n, HeadTurn turn, Random& random) {
+    auto x = random_floats(n, random, random() % 2 == 0);
+    if (random() % 8 == 0) x[random() % n] = random() % 2 == 0 ? kInf : kNan;
+    auto steps = x;
+    if (turn.weight != nullptr) {
+      rms_norm(steps.data(), turn.weight, turn.eps, n, steps.data());
+    }
+    for (size_t i = 0; i < turn.dims; ++i) steps[i] *= turn.scale;
+    if (turn.cos_sin != nullptr) {
+      rope(steps.data(), turn.cos_sin, turn.dims, turn.interleaved);
+    }
+    turn_head(turn, n, x.data());
+    expect_same(x, steps);
+  };
+  for_each_target([&] {
+    Random random(11);
+    for (size_t dims :
+         std::initializer_list<size_t>{0, 2, 6, 10, 16, 34, 64, 80, 128}) {
+      for (size_t rest : std::initializer_list<size_t>{0, 3, 16, 40}) {
+        const size_t n = dims + rest;
+        if (n == 0) continue;
+        const auto weight = random_floats(n, random);
+        const auto cos_sin = random_floats(dims, random);
+        for (unsigned kind = 0; kind < 16; ++kind) {
+          check(n,
+                {.weight = kind & 1 ? weight.data() : nullptr,
+                 .eps = 1e-5f,
+                 .scale = kind & 2 ? 1.19f : 1.0f,
+                 .cos_sin = kind & 4 ? cos_sin.data() : nullptr,
+                 .dims = dims,
+                 .interleaved = (kind & 8) != 0},
+                random);
+        }
+      }
+    }
+  });
+}
+
 TEST(VectorOps, RopeTurnsAPairByItsAngle) {
   std::vector<float> x = {1.0f, 0.0f, 0.0f, 2.0f};
   const std::vector<float> cos_sin = {0.0f, 1.0f, 1.0f, 0.0f};

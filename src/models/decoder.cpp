@@ -12,9 +12,12 @@
 namespace mlx_flash::models {
 namespace {
 
-// MLX's evaluation allocates outputs ahead of the stream thread, by at most
-// about this many layers of ours (10 tasks of 10 dispatches, 2 dispatches an
-// operation, 5 operations a layer), doubled to be safe.
+// MLX's evaluation allocates outputs ahead of the stream thread, of at most
+// about this many operations of ours (10 tasks of 10 dispatches, 2 dispatches
+// an operation), doubled to be safe.
+constexpr size_t kOperationsAhead = 100;
+
+// The same for stock, in layers.
 constexpr size_t kLayersAhead = 20;
 
 // Longest step that is evaluated in one go; longer ones go layer by layer, so
@@ -85,43 +88,46 @@ Status Decoder::build_layer(uint32_t index,
   };
 
   // In the order of use.
-  FLASH_ASSIGN_OR_RETURN(layer.input_norm,
+  FLASH_ASSIGN_OR_RETURN(layer.attention.norm,
                          norm("input_layernorm", c.hidden_size));
   if (c.mla.any()) {
     FLASH_RETURN_IF_ERROR(build_latent_attention(index, store, layer));
   } else {
-    FLASH_ASSIGN_OR_RETURN(layer.q,
+    FLASH_ASSIGN_OR_RETURN(layer.attention.q,
                            linear("self_attn.q_proj",
                                   q_width,
                                   c.hidden_size,
                                   c.qkv_bias,
                                   c.num_attention_heads));
-    FLASH_ASSIGN_OR_RETURN(layer.k,
+    FLASH_ASSIGN_OR_RETURN(layer.attention.k,
                            linear("self_attn.k_proj",
                                   kv_width,
                                   c.hidden_size,
                                   c.qkv_bias,
                                   c.num_key_value_heads));
     FLASH_ASSIGN_OR_RETURN(
-        layer.v,
+        layer.attention.v,
         linear("self_attn.v_proj", kv_width, c.hidden_size, c.qkv_bias));
-    FLASH_RETURN_IF_ERROR(build_attention(index, store, layer.attention));
+    FLASH_RETURN_IF_ERROR(
+        build_attention(index, store, layer.attention.config));
   }
   const uint32_t o_width =
       c.mla.any() ? c.num_attention_heads * c.mla.v_head_dim : q_width;
   FLASH_ASSIGN_OR_RETURN(
-      layer.o, linear("self_attn.o_proj", c.hidden_size, o_width, c.o_bias));
-  FLASH_ASSIGN_OR_RETURN(layer.post_norm,
+      layer.attention.o,
+      linear("self_attn.o_proj", c.hidden_size, o_width, c.o_bias));
+  FLASH_ASSIGN_OR_RETURN(layer.mlp.norm,
                          norm("post_attention_layernorm", c.hidden_size));
   if (c.moe.has_experts(index)) return build_experts(index, store, layer);
+  layer.mlp.activation = c.activation;
   FLASH_ASSIGN_OR_RETURN(
-      layer.gate,
+      layer.mlp.gate,
       linear("mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias));
   FLASH_ASSIGN_OR_RETURN(
-      layer.up,
+      layer.mlp.up,
       linear("mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias));
   FLASH_ASSIGN_OR_RETURN(
-      layer.down,
+      layer.mlp.down,
       linear("mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias));
   return Status();
 }
@@ -161,7 +167,7 @@ Status Decoder::build_attention(uint32_t index,
 
 std::vector<const nn::AttentionConfig*> Decoder::attentions() const {
   std::vector<const nn::AttentionConfig*> all;
-  for (const Layer& layer : layers_) all.push_back(&layer.attention);
+  for (const Layer& layer : layers_) all.push_back(&layer.attention.config);
   return all;
 }
 
@@ -196,25 +202,34 @@ size_t Decoder::dense_inner() const {
 }
 
 size_t Decoder::layer_floats() const {
+  // Two residual streams in, one between, one out; what is attended to.
+  const size_t latent =
+      config_.mla.any()
+          ? size_t{config_.num_attention_heads} * config_.mla.v_head_dim
+          : 0;
+  return 4 * size_t{config_.hidden_size} + latent;
+}
+
+size_t Decoder::stock_layer_floats() const {
   const size_t q = size_t{config_.num_attention_heads} * config_.head_dim;
   const size_t kv = size_t{config_.num_key_value_heads} * config_.head_dim;
-  // Two residual streams in, one between, one out; q, k, v; attention; MLP.
+  // As above, and what are arrays of their own: q, k, v; attention; MLP.
   return 4 * size_t{config_.hidden_size} + 2 * q + 2 * kv + dense_inner();
 }
 
 size_t Decoder::scratch_floats(size_t rows) const {
-  const size_t q = size_t{config_.num_attention_heads} * config_.head_dim;
-  const size_t kv = size_t{config_.num_key_value_heads} * config_.head_dim;
-  size_t floats = rows * std::max(size_t{config_.hidden_size} + dense_inner(),
-                                  q + kv + 2 * config_.num_attention_heads);
+  const size_t hidden = config_.hidden_size;
+  size_t floats = rows * hidden;  // of the norm in front of the head
   for (const Layer& layer : layers_) {
-    if (layer.mla) {
-      floats = std::max(
-          floats,
-          nn::latent_scratch_floats(*layer.mla, config_.hidden_size, rows));
-    }
-    if (!layer.moe) continue;
-    floats = std::max(floats, nn::expert_scratch_floats(*layer.moe, rows));
+    floats =
+        std::max(floats,
+                 layer.mla ? nn::latent_scratch_floats(*layer.mla, hidden, rows)
+                           : nn::attention_scratch_floats(
+                                 layer.attention.config, hidden, rows));
+    floats = std::max(floats,
+                      layer.moe ? nn::expert_scratch_floats(*layer.moe, rows)
+                                : nn::mlp_scratch_floats(
+                                      hidden, config_.intermediate_size, rows));
   }
   return floats;
 }
@@ -254,8 +269,15 @@ ModelCosts Decoder::costs(bool stock, DType kv_dtype, int kv_quant) const {
   costs.kv_block_tokens = kernels::kKvBlock;
   // Dynamic rope goes on where the trained length ends.
   costs.context_max = rope_.grows() ? 0 : config_.max_position_embeddings;
-  const size_t row = layer_floats() * sizeof(float);
-  costs.activation_fixed_bytes = kLayersAhead * kWholeStepRows * row;
+  const size_t row =
+      (stock ? stock_layer_floats() : layer_floats()) * sizeof(float);
+  const size_t widest_output =
+      std::max(size_t{config_.hidden_size},
+               size_t{config_.num_attention_heads} * config_.mla.v_head_dim);
+  costs.activation_fixed_bytes =
+      kWholeStepRows * (stock
+                            ? kLayersAhead * row
+                            : kOperationsAhead * widest_output * sizeof(float));
   // Scratch grows by the same number of floats with each row.
   const size_t scratch = scratch_floats(2) - scratch_floats(1);
   costs.activation_fixed_bytes += (scratch_floats(1) - scratch) * sizeof(float);
@@ -295,28 +317,16 @@ std::optional<mx::array> Decoder::forward(nn::Context& context,
   size_t done = 0;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    const nn::Linear* qkv[] = {&layer.q, &layer.k, &layer.v};
-    const mx::array attended =
-        layer.mla
-            ? nn::latent_attention(context, *layer.mla, step, h)
-            : nn::attention(context,
-                            layer.attention,
-                            step,
-                            nn::linears(context, &layer.input_norm, qkv, h));
-    h = nn::linear_add(
-        context, layer.o, attended, h, config_.residual_multiplier);
-    if (layer.moe) {
-      h = nn::add_experts(context, *layer.moe, experts_after(i), h);
+    const float multiplier = config_.residual_multiplier;
+    if (layer.mla) {
+      const mx::array attended =
+          nn::latent_attention(context, *layer.mla, step, h);
+      h = nn::linear_add(context, layer.attention.o, attended, h, multiplier);
     } else {
-      const mx::array inner = nn::gated(context,
-                                        layer.post_norm,
-                                        layer.gate,
-                                        layer.up,
-                                        config_.activation,
-                                        h);
-      h = nn::linear_add(
-          context, layer.down, inner, h, config_.residual_multiplier);
+      h = nn::add_attention(context, layer.attention, step, h, multiplier);
     }
+    h = layer.moe ? nn::add_experts(context, *layer.moe, experts_after(i), h)
+                  : nn::add_mlp(context, layer.mlp, h, multiplier);
     if (!whole) h.eval();
     if (!context.failure.ok()) return std::nullopt;
     ++done;

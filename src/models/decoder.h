@@ -61,15 +61,11 @@ class Decoder {
 
  private:
   struct Layer {
-    nn::Norm input_norm;
-    // Either ordinary attention, or latent.
-    nn::Linear q, k, v;
-    nn::AttentionConfig attention;
+    // With `mla` only attention.o is used.
+    nn::AttentionBlock attention;
     std::optional<nn::Mla> mla;
-    nn::Linear o;
     // Either an MLP or experts.
-    nn::Norm post_norm;
-    nn::Linear gate, up, down;
+    nn::Mlp mlp;
     std::optional<nn::MoeBlock> moe;
   };
 
@@ -95,6 +91,7 @@ class Decoder {
   uint64_t expert_bytes_max() const;  // all experts of a layer, as float32
   size_t dense_inner() const;         // width of the MLPs; 0: there are none
   size_t layer_floats() const;        // of activations in one layer, per row
+  size_t stock_layer_floats() const;
 
   DecoderConfig config_;
   bool stock_ = false;

@@ -17,7 +17,7 @@ Status Decoder::build_experts(uint32_t index,
   const MoeConfig& moe = c.moe;
   const std::string base = fmt::format("model.layers.{}.{}", index, moe.block);
   nn::MoeBlock& block = layer.moe.emplace();
-  block.norm = layer.post_norm;
+  block.norm = layer.mlp.norm;
   block.routing = moe.routing;
   block.activation = moe.activation;
   block.partition = moe.partition;

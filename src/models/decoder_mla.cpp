@@ -27,7 +27,7 @@ Status Decoder::build_latent_attention(uint32_t index,
   mla.rotated = from.qk_rope_head_dim;
   mla.value = from.v_head_dim;
   mla.expanded = from.expanded;
-  mla.input_norm = layer.input_norm;
+  mla.input_norm = layer.attention.norm;
   mla.attention = {.layer = index,
                    .heads = mla.heads,
                    .kv_heads = 1,

@@ -8,9 +8,8 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 
-size_t thread_stride(size_t bytes) {
-  return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
-}
+constexpr size_t kFloatBytes = Context::kThreadFloats * sizeof(float);
+static_assert(kFloatBytes % kCacheLine == 0);
 
 }  // namespace
 
@@ -20,9 +19,11 @@ void Context::reserve_scratch(size_t floats,
                               size_t bytes_per_thread) {
   scratch_ = AlignedBuffer(floats * sizeof(float), kCacheLine);
   prepared_ = AlignedBuffer(prepared_bytes, kCacheLine);
-  thread_scratch_ = AlignedBuffer(
-      thread_stride(bytes_per_thread) * static_cast<size_t>(threads),
-      kCacheLine);
+  thread_stride_ =
+      (bytes_per_thread + kCacheLine - 1) / kCacheLine * kCacheLine +
+      kFloatBytes;
+  thread_scratch_ =
+      AlignedBuffer(thread_stride_ * static_cast<size_t>(threads), kCacheLine);
 }
 
 float* Context::scratch_floats(size_t n) {
@@ -35,9 +36,14 @@ std::byte* Context::prepared(size_t bytes) {
   return prepared_.data();
 }
 
-std::byte* Context::thread_scratch(int thread, size_t bytes_per_thread) {
-  return thread_scratch_.data() +
-         static_cast<size_t>(thread) * thread_stride(bytes_per_thread);
+float* Context::thread_floats(int thread) {
+  return reinterpret_cast<float*>(thread_scratch_.data() +
+                                  static_cast<size_t>(thread) * thread_stride_);
+}
+
+std::byte* Context::thread_scratch(int thread) {
+  return thread_scratch_.data() + static_cast<size_t>(thread) * thread_stride_ +
+         kFloatBytes;
 }
 
 }  // namespace mlx_flash::nn

@@ -42,7 +42,11 @@ struct Context {
 
   DType kv_dtype = DType::kF16;  // of the fast KV cache
 
-  // Memory of the fast kernels, taken once by reserve_scratch().
+  // Products of a matrix that are used up on the thread they were made on.
+  static constexpr size_t kThreadFloats = 8192;
+
+  // Memory of the fast kernels, taken once by reserve_scratch(), which adds
+  // kThreadFloats to the bytes of each thread.
   void reserve_scratch(size_t floats,
                        size_t prepared_bytes,
                        int threads,
@@ -52,7 +56,9 @@ struct Context {
   // Of the inputs of one matrix product. Valid until the next call.
   // REQUIRES: bytes <= what was reserved.
   std::byte* prepared(size_t bytes);
-  std::byte* thread_scratch(int thread, size_t bytes_per_thread);
+  // Of a thread: the bytes asked for, 64-aligned, and kThreadFloats.
+  std::byte* thread_scratch(int thread);
+  float* thread_floats(int thread);
 
   // Called after each layer of a forward that runs layer by layer. May be
   // empty.
@@ -71,6 +77,7 @@ struct Context {
   AlignedBuffer scratch_;
   AlignedBuffer prepared_;
   AlignedBuffer thread_scratch_;
+  size_t thread_stride_ = 0;
 };
 
 }  // namespace mlx_flash::nn

@@ -213,7 +213,6 @@ void LatentPass::multiply_heads(const Linear& linear,
                                 const X& x,
                                 const Y& y) {
   const size_t cols = linear.cols;
-  const size_t scratch_bytes = kernels::matmul_scratch_bytes();
   each_tile(linear, [&](const Tile& tile, const kernels::WeightRows& w) {
     for (size_t row = tile.row_begin; row < tile.row_end;) {
       const size_t in_matrix = row / per_head;
@@ -244,7 +243,7 @@ void LatentPass::multiply_heads(const Linear& linear,
                             input,
                             to - first,
                             stride,
-                            context_.thread_scratch(thread, scratch_bytes));
+                            context_.thread_scratch(thread));
           });
       row = end;
     }

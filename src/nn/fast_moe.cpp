@@ -35,22 +35,7 @@ constexpr size_t kLookAheadRows = 8;
 // Values of gate and up that are taken apart at a time.
 constexpr size_t kTurnValues = 256;
 
-constexpr float kClippedAlpha = 1.702f;
-constexpr float kClippedLimit = 7.0f;
-
-void activate(Activation activation, float* gate, const float* up, size_t n) {
-  switch (activation) {
-    case Activation::kSilu:
-      return kernels::silu_mul(gate, up, n, gate);
-    case Activation::kGeluTanh:
-      return kernels::gelu_tanh_mul(gate, up, n, gate);
-    case Activation::kSwigluClipped:
-      return kernels::swiglu_clipped(
-          gate, up, kClippedAlpha, kClippedLimit, n, gate);
-  }
-}
-
-// The same where gate and up come in turns, 2n values that end as n.
+// fast::activate() where gate and up come in turns, 2n values that end as n.
 void activate_turns(Activation activation, float* both, size_t n) {
   float gate[kTurnValues];
   float up[kTurnValues];
@@ -60,7 +45,7 @@ void activate_turns(Activation activation, float* both, size_t n) {
       gate[i] = both[2 * (at + i)];
       up[i] = both[2 * (at + i) + 1];
     }
-    activate(activation, gate, up, some);
+    fast::activate(activation, up, some, gate);
     std::copy_n(gate, some, both + at);  // behind what is still to be read
   }
 }
@@ -89,8 +74,7 @@ size_t Memory::place(const MoeBlock& block, size_t rows, float* base) {
   const size_t assigned = rows * block.routing.top_k;
   const size_t shared_inner = block.shared ? block.shared->gate.rows : 0;
   // The shared expert has come and gone before the first of the others.
-  const size_t inner =
-      std::max(assigned * block.experts.inner, rows * shared_inner);
+  const size_t inner = assigned * block.experts.inner;
   size_t at = 0;
   const auto take = [&](float*& p, size_t n) {
     if (base != nullptr) p = base + at;
@@ -103,7 +87,7 @@ size_t Memory::place(const MoeBlock& block, size_t rows, float* base) {
   take(router, std::max(kRouterRows * hidden, 2 * size_t{block.experts.inner}));
   take(shared, block.shared ? rows * hidden : 0);
   take(share, block.shared && block.shared->weight ? rows : 0);
-  take(gates, inner);
+  take(gates, std::max(inner, rows * shared_inner));
   take(ups, inner);
   take(downs, assigned * hidden);
   return at;
@@ -199,7 +183,6 @@ bool ExpertPass::router_tile(const MoeBlock& block,
   const kernels::WeightRows w = tile_rows(matrix, tile, view);
   const size_t hidden = matrix.cols;
   const kernels::MatmulInput x = {input, hidden, rows_, nullptr};
-  const size_t scratch_bytes = kernels::matmul_scratch_bytes();
   const bool floats = kernels::prepared_bytes(w.format, hidden, 1) == 0;
   for (size_t r = 0; r < w.rows; r += kRouterRows) {
     const size_t some = std::min(kRouterRows, w.rows - r);
@@ -227,7 +210,7 @@ bool ExpertPass::router_tile(const MoeBlock& block,
                           x,
                           y,
                           block.routing.experts,
-                          context_.thread_scratch(thread, scratch_bytes));
+                          context_.thread_scratch(thread));
         });
   }
   return true;
@@ -302,11 +285,13 @@ void ExpertPass::look_ahead(const MoeBlock& next) {
 void ExpertPass::shared_expert() {
   if (!block_.shared) return;
   const SharedExpert& shared = *block_.shared;
-  fast::linear(context_, shared.gate, memory_.normed, rows_, memory_.gates);
-  fast::linear(context_, shared.up, memory_.normed, rows_, memory_.ups);
-  if (!context_.failure.ok()) return;
-  activate(
-      Activation::kSilu, memory_.gates, memory_.ups, rows_ * shared.gate.rows);
+  fast::Input input(context_, memory_.normed, rows_, shared.gate.cols);
+  fast::gated(context_,
+              shared.gate,
+              shared.up,
+              Activation::kSilu,
+              input,
+              memory_.gates);
   fast::linear(context_, shared.down, memory_.gates, rows_, memory_.shared);
   if (shared.weight) {
     fast::linear(
@@ -407,7 +392,6 @@ void ExpertPass::multiply(uint32_t index, const Rows& rows) {
                                  .weight = rows.part[0],
                                  .scales = rows.part[1],
                                  .biases = rows.part[2]};
-  const size_t scratch_bytes = kernels::matmul_scratch_bytes();
   context_.pool->parallel_for(
       w.rows, kRowGrain, [&](size_t begin, size_t end, int thread) {
         kernels::matmul(w,
@@ -416,7 +400,7 @@ void ExpertPass::multiply(uint32_t index, const Rows& rows) {
                         x,
                         y + rows.row_begin,
                         matrix.rows,
-                        context_.thread_scratch(thread, scratch_bytes));
+                        context_.thread_scratch(thread));
       });
   bias(rows, x.tokens, matrix.rows, y);
 }
@@ -435,10 +419,10 @@ void ExpertPass::finish_inner(uint32_t index) {
           }
           return;
         }
-        activate(block_.activation,
-                 memory_.gates + offset + begin * inner,
-                 memory_.ups + offset + begin * inner,
-                 (end - begin) * inner);
+        fast::activate(block_.activation,
+                       memory_.ups + offset + begin * inner,
+                       (end - begin) * inner,
+                       memory_.gates + offset + begin * inner);
       });
   activated_[index] = true;
 }

@@ -7,12 +7,10 @@
 
 #include "base/check.h"
 #include "base/clock.h"
-#include "kernels/attention.h"
 #include "kernels/dequantize.h"
 #include "kernels/fixed_point.h"
 #include "kernels/matmul.h"
 #include "kernels/vector_ops.h"
-#include "kv/kv_walk.h"
 #include "nn/table_rows.h"
 
 namespace mlx_flash::nn::fast {
@@ -23,6 +21,18 @@ constexpr size_t kRunTiles = 16;
 
 // Rows of x that are made ready in one piece.
 constexpr size_t kPrepareGrain = 4;
+
+// Rows of x that gated() takes at a time: those of one panel of the kernels.
+constexpr size_t kGatedTokens = 256;
+static_assert(kGatedTokens * kernels::kRowGrain <= Context::kThreadFloats);
+
+constexpr float kClippedAlpha = 1.702f;
+constexpr float kClippedLimit = 7.0f;
+
+void scale(float* x, size_t n, float multiplier) {
+  if (multiplier == 1.0f) return;
+  for (size_t i = 0; i < n; ++i) x[i] *= multiplier;
+}
 
 // Puts the rows of the file in the order of the published model, head by head.
 void unpermute(const Linear& linear, size_t rows, float* y) {
@@ -36,24 +46,6 @@ void unpermute(const Linear& linear, size_t rows, float* y) {
       std::memcpy(y, head.data(), head_dim * sizeof(float));
     }
   }
-}
-
-// Rows of x as the kernels want them for `matrix`.
-kernels::MatmulInput prepare(Context& context,
-                             const ScheduledMatrix& matrix,
-                             const float* x,
-                             size_t rows) {
-  const size_t cols = matrix.cols;
-  kernels::MatmulInput input = {x, cols, rows, nullptr};
-  const size_t bytes = kernels::prepared_bytes(matrix.format, cols, rows);
-  if (bytes == 0) return input;
-  std::byte* out = context.prepared(bytes);
-  context.pool->parallel_for(
-      rows, kPrepareGrain, [&](size_t begin, size_t end, int) {
-        kernels::prepare_fixed(matrix.format, cols, x, cols, begin, end, out);
-      });
-  input.prepared = out;
-  return input;
 }
 
 // Tiles of a matrix, one after the other, that are in memory together.
@@ -87,25 +79,25 @@ class TileRun {
   uint32_t count() const { return static_cast<uint32_t>(count_); }
   size_t rows() const { return rows_; }
 
-  // Rows [begin, end) of the run for all of x, on the calling thread.
-  void multiply(size_t begin,
-                size_t end,
-                const kernels::MatmulInput& x,
-                float* y,
-                size_t y_stride,
-                std::byte* scratch) const {
+  // Rows [begin, end) of `weights`, rows row_begin and on of the matrix.
+  struct Rows {
+    const kernels::WeightRows& weights;
+    size_t begin;
+    size_t end;
+    size_t row_begin;
+  };
+  // Calls fn(Rows) for rows [begin, end) of the run, tile by tile.
+  template <class Fn>
+  void each_part(size_t begin, size_t end, const Fn& fn) const {
     for (size_t i = 0; i < count_; ++i) {
       const Part& part = parts_[i];
       const size_t from = std::max(begin, part.first);
       const size_t to = std::min(end, part.first + part.weights.rows);
       if (from >= to) continue;
-      kernels::matmul(part.weights,
-                      from - part.first,
-                      to - part.first,
-                      x,
-                      y + part.row_begin,
-                      y_stride,
-                      scratch);
+      fn(Rows{part.weights,
+              from - part.first,
+              to - part.first,
+              part.row_begin + (from - part.first)});
     }
   }
 
@@ -144,14 +136,29 @@ void norm_rows(Context& context,
   });
 }
 
-void linear(Context& context,
-            const Linear& linear,
-            const float* x,
-            size_t rows,
-            float* y) {
-  const ScheduledMatrix& matrix = context.schedule->matrices()[linear.matrix];
-  const kernels::MatmulInput input = prepare(context, matrix, x, rows);
-  const size_t scratch_bytes = kernels::matmul_scratch_bytes();
+const kernels::MatmulInput& Input::of(const WeightFormat& format) {
+  if (format_ && *format_ == format) return input_;
+  format_ = format;
+  input_.prepared = nullptr;
+  const size_t bytes =
+      kernels::prepared_bytes(format, input_.stride, input_.tokens);
+  if (bytes == 0) return input_;
+  std::byte* out = context_.prepared(bytes);
+  context_.pool->parallel_for(
+      input_.tokens, kPrepareGrain, [&](size_t begin, size_t end, int) {
+        kernels::prepare_fixed(
+            format, input_.stride, input_.x, input_.stride, begin, end, out);
+      });
+  input_.prepared = out;
+  return input_;
+}
+
+namespace {
+
+// Calls fn(run, begin, end, thread) on the pool for ranges of rows that cover
+// the matrix, run by run.
+template <class Fn>
+void each_run(Context& context, const ScheduledMatrix& matrix, const Fn& fn) {
   for (uint32_t i = 0; i < matrix.tile_count;) {
     if (!context.failure.ok()) return;
     if (context.interrupted->load(std::memory_order_relaxed)) {
@@ -162,32 +169,177 @@ void linear(Context& context,
     const Status acquired = run.acquire(matrix.first_tile + i);
     const double start = now_seconds();
     if (acquired.ok()) {
-      context.pool->parallel_for(
-          run.rows(),
-          kernels::kRowGrain,
-          [&](size_t begin, size_t end, int thread) {
-            run.multiply(begin,
-                         end,
-                         input,
-                         y,
-                         linear.rows,
-                         context.thread_scratch(thread, scratch_bytes));
-          });
+      context.pool->parallel_for(run.rows(),
+                                 kernels::kRowGrain,
+                                 [&](size_t begin, size_t end, int thread) {
+                                   fn(run, begin, end, thread);
+                                 });
     }
     context.compute_seconds += now_seconds() - start;
     run.release();
     if (!acquired.ok()) return context.fail(acquired);
     i += run.count();
   }
-  if (linear.row_order == RowOrder::kInterleavedHeads) {
-    unpermute(linear, rows, y);
+}
+
+const float* bias_of(const Linear& linear) {
+  return linear.bias ? linear.bias->values.data() : nullptr;
+}
+
+// y[t] = W x[t] + b, and then(r, n, t, y[t] + r) for rows [r, r + n) of W, on
+// the thread that made them.
+template <class Then>
+void multiply_then(Context& context,
+                   const Linear& linear,
+                   Input& x,
+                   float* y,
+                   const Then& then) {
+  FLASH_CHECK(linear.row_order == RowOrder::kPlain);
+  const ScheduledMatrix& matrix = context.schedule->matrices()[linear.matrix];
+  const kernels::MatmulInput& input = x.of(matrix.format);
+  const float* bias = bias_of(linear);
+  each_run(context,
+           matrix,
+           [&](const TileRun& run, size_t begin, size_t end, int thread) {
+             std::byte* scratch = context.thread_scratch(thread);
+             run.each_part(begin, end, [&](const TileRun::Rows& rows) {
+               const size_t first = rows.row_begin;
+               const size_t n = rows.end - rows.begin;
+               kernels::matmul(rows.weights,
+                               rows.begin,
+                               rows.end,
+                               input,
+                               y + (first - rows.begin),
+                               linear.rows,
+                               scratch);
+               for (size_t t = 0; t < input.tokens; ++t) {
+                 float* out = y + t * linear.rows + first;
+                 if (bias != nullptr) kernels::add(out, bias + first, n, out);
+                 then(first, n, t, out);
+               }
+             });
+           });
+}
+
+}  // namespace
+
+void linear(Context& context, const Linear& linear, Input& x, float* y) {
+  const size_t tokens = x.rows();
+  if (linear.row_order == RowOrder::kPlain) {
+    return multiply_then(
+        context, linear, x, y, [](size_t, size_t, size_t, float*) {});
   }
-  if (linear.bias) {
-    for (size_t t = 0; t < rows; ++t) {
-      float* row = y + t * linear.rows;
-      kernels::add(row, linear.bias->values.data(), linear.rows, row);
+  Linear as_it_lies{.matrix = linear.matrix,
+                    .rows = linear.rows,
+                    .cols = linear.cols,
+                    .bias = std::nullopt};
+  multiply_then(
+      context, as_it_lies, x, y, [](size_t, size_t, size_t, float*) {});
+  unpermute(linear, tokens, y);
+  if (!linear.bias) return;
+  for (size_t t = 0; t < tokens; ++t) {
+    float* row = y + t * linear.rows;
+    kernels::add(row, bias_of(linear), linear.rows, row);
+  }
+}
+
+void linear(Context& context,
+            const Linear& matrix,
+            const float* x,
+            size_t rows,
+            float* y) {
+  Input input(context, x, rows, matrix.cols);
+  linear(context, matrix, input, y);
+}
+
+void linear_add(Context& context,
+                const Linear& matrix,
+                const float* x,
+                size_t rows,
+                float multiplier,
+                const float* residual,
+                float* y) {
+  Input input(context, x, rows, matrix.cols);
+  multiply_then(
+      context, matrix, input, y, [&](size_t r, size_t n, size_t t, float* out) {
+        scale(out, n, multiplier);
+        kernels::add(residual + t * matrix.rows + r, out, n, out);
+      });
+}
+
+void activate(Activation activation, const float* up, size_t n, float* gate) {
+  switch (activation) {
+    case Activation::kSilu:
+      return kernels::silu_mul(gate, up, n, gate);
+    case Activation::kGeluTanh:
+      return kernels::gelu_tanh_mul(gate, up, n, gate);
+    case Activation::kSwigluClipped:
+      return kernels::swiglu_clipped(
+          gate, up, kClippedAlpha, kClippedLimit, n, gate);
+  }
+}
+
+namespace {
+
+// Rows [first, first + rows) of x.
+kernels::MatmulInput rows_of(const kernels::MatmulInput& x,
+                             const ScheduledMatrix& matrix,
+                             size_t first,
+                             size_t rows) {
+  kernels::MatmulInput some = x;
+  some.x += first * x.stride;
+  some.tokens = rows;
+  if (x.prepared != nullptr) {
+    some.prepared += kernels::prepared_bytes(matrix.format, matrix.cols, first);
+  }
+  return some;
+}
+
+}  // namespace
+
+void gated(Context& context,
+           const Linear& gate,
+           const Linear& up,
+           Activation activation,
+           Input& x,
+           float* out) {
+  FLASH_CHECK(gate.rows == up.rows && up.row_order == RowOrder::kPlain);
+  linear(context, gate, x, out);
+  if (!context.failure.ok()) return;
+  const ScheduledMatrix& matrix = context.schedule->matrices()[up.matrix];
+  const kernels::MatmulInput& input = x.of(matrix.format);
+  const float* bias = bias_of(up);
+  // As many of up's rows at a time as fit, for so many rows of x.
+  const size_t tokens = std::min(input.tokens, kGatedTokens);
+  const size_t most =
+      std::max<size_t>(1,
+                       Context::kThreadFloats / tokens / kernels::kRowGrain) *
+      kernels::kRowGrain;
+  const auto some = [&](const TileRun::Rows& rows, int thread) {
+    float* ups = context.thread_floats(thread);
+    std::byte* scratch = context.thread_scratch(thread);
+    for (size_t t = 0; t < input.tokens; t += tokens) {
+      const auto part =
+          rows_of(input, matrix, t, std::min(tokens, input.tokens - t));
+      for (size_t r = rows.begin; r < rows.end; r += most) {
+        const size_t n = std::min(most, rows.end - r);
+        const size_t first = rows.row_begin + (r - rows.begin);
+        kernels::matmul(rows.weights, r, r + n, part, ups - r, n, scratch);
+        for (size_t i = 0; i < part.tokens; ++i) {
+          float* u = ups + i * n;
+          if (bias != nullptr) kernels::add(u, bias + first, n, u);
+          activate(activation, u, n, out + (t + i) * gate.rows + first);
+        }
+      }
     }
-  }
+  };
+  each_run(context,
+           matrix,
+           [&](const TileRun& run, size_t begin, size_t end, int thread) {
+             run.each_part(begin, end, [&](const TileRun::Rows& rows) {
+               some(rows, thread);
+             });
+           });
 }
 
 void embed(Context& context,
@@ -200,273 +352,6 @@ void embed(Context& context,
         kernels::dequantize_row(row, 0, out + i * table.cols);
       });
   if (!status.ok()) context.fail(status.at("embedding"));
-}
-
-namespace {
-
-// Norms and scales the heads of one row in place, as rope wants them.
-void ready_heads(const AttentionConfig& config,
-                 const std::optional<Norm>& norm,
-                 uint32_t heads,
-                 float* x) {
-  if (norm && config.norm_whole) {
-    const size_t width = size_t{heads} * config.head_dim;
-    kernels::rms_norm(x, norm->weight.values.data(), norm->eps, width, x);
-  }
-  for (uint32_t h = 0; h < heads; ++h, x += config.head_dim) {
-    if (norm && !config.norm_whole) {
-      kernels::rms_norm(
-          x, norm->weight.values.data(), norm->eps, config.head_dim, x);
-    }
-    if (config.rope == nullptr) continue;
-    const Rope& rope = *config.rope;
-    if (rope.mscale() != 1.0f) {
-      for (uint32_t i = 0; i < rope.dims(); ++i) x[i] *= rope.mscale();
-    }
-  }
-}
-
-void turn_heads(const AttentionConfig& config,
-                const float* cos_sin,
-                uint32_t heads,
-                float* x) {
-  if (config.rope == nullptr) return;
-  const Rope& rope = *config.rope;
-  for (uint32_t h = 0; h < heads; ++h, x += config.head_dim) {
-    kernels::rope(x, cos_sin, rope.dims(), rope.traditional());
-  }
-}
-
-// Rotates the rows' queries and keys and stores keys and values. `queries`
-// [rows, heads, head_dim] gets what attends, `keys` is scratch.
-void place_rows(Context& context,
-                const AttentionConfig& config,
-                const Step& step,
-                const float* q,
-                const float* k,
-                const float* v,
-                float* queries,
-                float* keys) {
-  const size_t q_width = size_t{config.heads} * config.head_dim;
-  const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
-  const float* table =
-      config.rope != nullptr ? step.rope_table(config.rope) : nullptr;
-  const size_t dims = config.rope != nullptr ? config.rope->dims() : 0;
-  const DType dtype = context.kv_dtype;
-  const auto place = [&](size_t begin, size_t end, int) {
-    for (size_t t = begin; t < end; ++t) {
-      const RowPlace& row = step.rows[t];
-      const float* cos_sin = table == nullptr ? nullptr : table + t * dims;
-      float* qt = queries + t * q_width;
-      float* kt = keys + t * kv_width;
-      std::memcpy(qt, q + t * q_width, q_width * sizeof(float));
-      std::memcpy(kt, k + t * kv_width, kv_width * sizeof(float));
-      ready_heads(config, config.q_norm, config.heads, qt);
-      ready_heads(config, config.k_norm, config.kv_heads, kt);
-      if (row.kv->layout().raw_keys) {
-        std::memcpy(row.kv->raw_row(config.layer, row.position),
-                    kt,
-                    kv_width * sizeof(float));
-      }
-      turn_heads(config, cos_sin, config.heads, qt);
-      turn_heads(config, cos_sin, config.kv_heads, kt);
-      std::byte* key = row.kv->key_row(config.layer, row.position);
-      std::byte* value = row.kv->value_row(config.layer, row.position);
-      kernels::store_kv(kt, kv_width, dtype, key);
-      kernels::store_kv(v + t * kv_width, kv_width, dtype, value);
-    }
-  };
-  context.pool->parallel_for(step.rows.size(), 4, place);
-}
-
-// What the rows of one layer attend with.
-struct Attention {
-  Context& context;
-  const AttentionConfig& config;
-  const Step& step;
-  kernels::AttentionShape shape;
-  const float* queries;  // [rows, heads, head_dim]
-  kernels::AttentionState* states;
-  float* out;
-
-  size_t first_key(size_t position) const {
-    const size_t seen = position + 1;
-    return config.window != 0 && seen > config.window ? seen - config.window
-                                                      : 0;
-  }
-
-  // fn(row, position, head_begin, head_end) on the pool for all heads of the
-  // rows of `kv`; neighbouring heads of a row share their keys: one call.
-  template <class Fn>
-  void each_row(const KvCache* kv, const Fn& fn) const {
-    const size_t heads = shape.heads;
-    const auto some = [&](size_t begin, size_t end, int) {
-      while (begin < end) {
-        const size_t t = begin / heads;
-        const size_t head = begin % heads;
-        const size_t head_end = std::min(heads, head + (end - begin));
-        const RowPlace& place = step.rows[t];
-        if (place.kv == kv) fn(t, place.position, head, head_end);
-        begin += head_end - head;
-      }
-    };
-    context.pool->parallel_for(step.rows.size() * heads, 1, some);
-  }
-
-  const float* sinks() const {
-    return config.sinks ? config.sinks->values.data() : nullptr;
-  }
-  const float* query(size_t t) const {
-    return queries + t * shape.heads * shape.head_dim;
-  }
-  float* result(size_t t) const {
-    return out + t * shape.heads * shape.value_dim;
-  }
-
-  // Every query sees full-precision blocks only.
-  void plain(const KvCache& kv) const {
-    each_row(&kv, [&](size_t t, size_t position, size_t head, size_t end) {
-      kernels::attend(shape,
-                      query(t),
-                      kv.full(config.layer),
-                      first_key(position),
-                      position,
-                      sinks(),
-                      head,
-                      end,
-                      result(t));
-    });
-  }
-
-  void begin(const KvCache& kv) const {
-    each_row(&kv, [&](size_t t, size_t, size_t head, size_t end) {
-      kernels::attend_begin(shape,
-                            sinks(),
-                            head,
-                            end,
-                            states + t * shape.heads + head,
-                            result(t));
-    });
-  }
-
-  // Old blocks [first, first + blocks.size()), as far as a row sees them old.
-  void join_old(const KvCache& kv,
-                size_t first,
-                std::span<const kernels::KvBlock> blocks) const {
-    each_row(&kv, [&](size_t t, size_t position, size_t head, size_t end) {
-      const size_t old = kv_old_blocks(position);
-      if (old <= first) return;
-      kernels::attend_join(shape,
-                           query(t),
-                           blocks.first(std::min(blocks.size(), old - first)),
-                           first,
-                           first_key(position),
-                           position,
-                           head,
-                           end,
-                           states + t * shape.heads + head,
-                           result(t));
-    });
-  }
-
-  // The blocks a row sees in full precision, and the end.
-  void join_full(const KvCache& kv) const {
-    each_row(&kv, [&](size_t t, size_t position, size_t head, size_t end) {
-      const size_t old = kv_old_blocks(position);
-      kernels::AttentionState* state = states + t * shape.heads + head;
-      kernels::attend_join(shape,
-                           query(t),
-                           kv.full(config.layer).subspan(old),
-                           old,
-                           first_key(position),
-                           position,
-                           head,
-                           end,
-                           state,
-                           result(t));
-      kernels::attend_end(shape, head, end, state, result(t));
-    });
-  }
-
-  Status run(KvCache& kv, size_t begin_position, size_t end) const {
-    const uint32_t layer = config.layer;
-    FLASH_RETURN_IF_ERROR(kv.seal(layer, begin_position, end));
-    if (kv.plain(layer)) {
-      plain(kv);
-    } else {
-      begin(kv);
-      const size_t old = kv_old_blocks(end - 1);
-      const size_t first = first_key(begin_position) / kernels::kKvBlock;
-      for (KvWalk walk(kv, layer, std::min(first, old), old);;) {
-        FLASH_ASSIGN_OR_RETURN(const KvWalk::Piece piece, walk.next());
-        if (piece.blocks.empty()) break;
-        join_old(kv, piece.first, piece.blocks);
-      }
-      join_full(kv);
-    }
-    kv.release(layer, begin_position, end);
-    return Status();
-  }
-};
-
-}  // namespace
-
-void attend_placed(Context& context,
-                   const AttentionConfig& config,
-                   const Step& step,
-                   const float* queries,
-                   float* states,
-                   float* out) {
-  const double start = now_seconds();
-  const size_t value_dim =
-      config.value_dim != 0 ? config.value_dim : config.head_dim;
-  const Attention attend{
-      .context = context,
-      .config = config,
-      .step = step,
-      .shape = {.heads = config.heads,
-                .kv_heads = config.kv_heads,
-                .head_dim = config.head_dim,
-                .value_dim = value_dim,
-                .scale = config.scale,
-                .kv_dtype = context.kv_dtype,
-                .values_in_keys = config.values_in_keys},
-      .queries = queries,
-      .states = reinterpret_cast<kernels::AttentionState*>(states),
-      .out = out};
-  for (const KvSpan& span : step.caches) {
-    const Status done = attend.run(*span.kv, span.begin, span.end);
-    if (!done.ok()) return context.fail(done);
-  }
-  context.compute_seconds += now_seconds() - start;
-}
-
-void attention(Context& context,
-               const AttentionConfig& config,
-               const Step& step,
-               const float* q,
-               const float* k,
-               const float* v,
-               float* out) {
-  if (!context.failure.ok()) return;
-  const double start = now_seconds();
-  const size_t rows = step.rows.size();
-  const size_t q_width = size_t{config.heads} * config.head_dim;
-  const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
-  for (const KvSpan& span : step.caches) {
-    const Status room = span.kv->open(config.layer, span.begin, span.end);
-    if (!room.ok()) return context.fail(room);
-  }
-  const size_t placed = rows * (q_width + kv_width);
-  float* queries =
-      context.scratch_floats(placed + attention_state_floats(config, rows));
-  place_rows(context, config, step, q, k, v, queries, queries + rows * q_width);
-  context.compute_seconds += now_seconds() - start;
-  attend_placed(context, config, step, queries, queries + placed, out);
-}
-
-size_t attention_state_floats(const AttentionConfig& config, size_t rows) {
-  return rows * config.heads * sizeof(kernels::AttentionState) / sizeof(float);
 }
 
 }  // namespace mlx_flash::nn::fast

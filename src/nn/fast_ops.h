@@ -10,8 +10,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
+#include "kernels/matmul.h"
 #include "kv/kv_cache.h"
 #include "nn/context.h"
 #include "nn/layers.h"
@@ -26,12 +28,54 @@ void norm_rows(Context& context,
                size_t n,
                float* out);
 
+// Rows of x that several matrices multiply, made ready for the kernels once
+// for each format in a row. They lie in Context::prepared(): one Input is in
+// use at a time.
+class Input {
+ public:
+  // x: [rows, cols], which outlives the input.
+  Input(Context& context, const float* x, size_t rows, size_t cols)
+      : context_(context), input_{x, cols, rows, nullptr} {}
+
+  size_t rows() const { return input_.tokens; }
+  const kernels::MatmulInput& of(const WeightFormat& format);
+
+ private:
+  Context& context_;
+  std::optional<WeightFormat> format_;
+  kernels::MatmulInput input_;
+};
+
 // y[t] = W x[t] + b; y is [rows, linear.rows]. Tile by tile.
+void linear(Context& context, const Linear& linear, Input& x, float* y);
 void linear(Context& context,
             const Linear& linear,
             const float* x,
             size_t rows,
             float* y);
+
+// y[t] = residual[t] + multiplier * (W x[t] + b), added where a tile's
+// products come out.
+void linear_add(Context& context,
+                const Linear& linear,
+                const float* x,
+                size_t rows,
+                float multiplier,
+                const float* residual,
+                float* y);
+
+// gate[i] = activation(gate[i]) * up[i].
+void activate(Activation activation, const float* up, size_t n, float* gate);
+
+// out[t] = activation(gate x[t]) * up x[t], [rows, gate.rows]. Products of `up`
+// go into it where they come out, a tile's rows at a time: up's outputs are
+// never there as a whole.
+void gated(Context& context,
+           const Linear& gate,
+           const Linear& up,
+           Activation activation,
+           Input& x,
+           float* out);
 
 // Rows `ids` of the matrix, dequantised: out is [ids.size(), linear.cols].
 void embed(Context& context,
@@ -39,8 +83,7 @@ void embed(Context& context,
            std::span<const uint32_t> ids,
            float* out);
 
-// Scratch of attention() for the running softmax of `rows` rows, besides the
-// rows of q and k.
+// Floats of the running softmax of `rows` rows.
 size_t attention_state_floats(const AttentionConfig& config, size_t rows);
 
 // Attends with queries [rows, heads, head_dim] that are rotated already, their
@@ -53,14 +96,16 @@ void attend_placed(Context& context,
                    float* states,
                    float* out);
 
-// Rotates q and k, stores k and v, attends. q [rows, heads, head_dim],
-// k, v [rows, kv_heads, head_dim], out [rows, heads, head_dim].
+// Norms and rotates q and k in place, stores k and v, attends. q [rows, heads,
+// head_dim], k, v [rows, kv_heads, head_dim], out [rows, heads, head_dim].
+// `states`: attention_state_floats().
 void attention(Context& context,
                const AttentionConfig& config,
                const Step& step,
-               const float* q,
-               const float* k,
+               float* q,
+               float* k,
                const float* v,
+               float* states,
                float* out);
 
 }  // namespace mlx_flash::nn::fast

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "nn/layers.h"
 
+#include <algorithm>
+
 #include "base/check.h"
-#include "kernels/vector_ops.h"
 #include "nn/fast_ops.h"
 #include "nn/host_op.h"
 #include "nn/stock_ops.h"
@@ -12,9 +13,6 @@ namespace {
 
 using Inputs = std::span<const float* const>;
 using Outputs = std::span<float* const>;
-
-// Fewest values worth a range of their own on a thread.
-constexpr size_t kValueGrain = 2048;
 
 int rows_of(const mx::array& x) {
   return x.shape(0);
@@ -27,6 +25,16 @@ mx::array single(std::vector<mx::array> arrays) {
 void scale(float* x, size_t n, float multiplier) {
   if (multiplier == 1.0f) return;
   for (size_t i = 0; i < n; ++i) x[i] *= multiplier;
+}
+
+mx::array stock_add(Context& context,
+                    const Linear& matrix,
+                    const mx::array& x,
+                    const mx::array& residual,
+                    float multiplier) {
+  mx::array y = stock::linear(context, matrix, x);
+  if (multiplier != 1.0f) y = stock::scale(context, y, multiplier);
+  return mx::add(residual, y, context.mx_stream);
 }
 
 }  // namespace
@@ -119,8 +127,9 @@ std::vector<mx::array> linears(Context& context,
           fast::norm_rows(context, *norm, input, rows, width, normed);
           input = normed;
         }
+        fast::Input prepared(context, input, rows, width);
         for (size_t i = 0; i < list.size(); ++i) {
-          fast::linear(context, *list[i], input, rows, out[i]);
+          fast::linear(context, *list[i], prepared, out[i]);
         }
       },
       context.mx_stream);
@@ -131,78 +140,141 @@ mx::array linear_add(Context& context,
                      const mx::array& x,
                      const mx::array& residual,
                      float multiplier) {
-  if (context.stock) {
-    mx::array y = stock::linear(context, matrix, x);
-    if (multiplier != 1.0f) y = stock::scale(context, y, multiplier);
-    return mx::add(residual, y, context.mx_stream);
-  }
+  if (context.stock) return stock_add(context, matrix, x, residual, multiplier);
   const auto rows = static_cast<size_t>(rows_of(x));
   return single(host_op(
       "LinearAdd",
       {x, residual},
       {residual.shape()},
       [&context, &matrix, rows, multiplier](Inputs in, Outputs out) {
-        fast::linear(context, matrix, in[0], rows, out[0]);
-        context.pool->parallel_for(rows * matrix.rows,
-                                   kValueGrain,
-                                   [&](size_t begin, size_t end, int) {
-                                     float* y = out[0] + begin;
-                                     scale(y, end - begin, multiplier);
-                                     kernels::add(
-                                         in[1] + begin, y, end - begin, y);
-                                   });
+        fast::linear_add(
+            context, matrix, in[0], rows, multiplier, in[1], out[0]);
       },
       context.mx_stream));
 }
 
-mx::array gated(Context& context,
-                const Norm& norm,
-                const Linear& gate,
-                const Linear& up,
-                Activation activation,
-                const mx::array& x) {
+size_t mlp_scratch_floats(size_t hidden, size_t inner, size_t rows) {
+  return rows * (hidden + inner);
+}
+
+mx::array add_mlp(Context& context,
+                  const Mlp& mlp,
+                  const mx::array& x,
+                  float multiplier) {
   if (context.stock) {
-    const mx::array input = stock::rms_norm(context, norm, x);
-    const mx::array g = stock::linear(context, gate, input);
-    const mx::array u = stock::linear(context, up, input);
-    return stock::activate(context, activation, g, u);
+    const mx::array input = stock::rms_norm(context, mlp.norm, x);
+    const mx::array g = stock::linear(context, mlp.gate, input);
+    const mx::array u = stock::linear(context, mlp.up, input);
+    return stock_add(context,
+                     mlp.down,
+                     stock::activate(context, mlp.activation, g, u),
+                     x,
+                     multiplier);
   }
   const auto rows = static_cast<size_t>(rows_of(x));
   return single(host_op(
-      "Gated",
+      "Mlp",
       {x},
-      {{rows_of(x), static_cast<int>(gate.rows)}},
-      [&context, &norm, &gate, &up, activation, rows](Inputs in, Outputs out) {
-        const size_t width = gate.cols;
-        const size_t inner = rows * gate.rows;
-        float* normed = context.scratch_floats(rows * width + inner);
-        float* ups = normed + rows * width;
-        fast::norm_rows(context, norm, in[0], rows, width, normed);
-        fast::linear(context, gate, normed, rows, out[0]);
-        fast::linear(context, up, normed, rows, ups);
-        const auto act = activation == Activation::kSilu
-                             ? kernels::silu_mul
-                             : kernels::gelu_tanh_mul;
-        context.pool->parallel_for(
-            inner, kValueGrain, [&](size_t begin, size_t end, int) {
-              float* y = out[0] + begin;
-              act(y, ups + begin, end - begin, y);
-            });
+      {x.shape()},
+      [&context, &mlp, rows, multiplier](Inputs in, Outputs out) {
+        const size_t width = mlp.gate.cols;
+        float* normed = context.scratch_floats(
+            mlp_scratch_floats(width, mlp.gate.rows, rows));
+        float* inner = normed + rows * width;
+        fast::norm_rows(context, mlp.norm, in[0], rows, width, normed);
+        fast::Input input(context, normed, rows, width);
+        fast::gated(context, mlp.gate, mlp.up, mlp.activation, input, inner);
+        fast::linear_add(
+            context, mlp.down, inner, rows, multiplier, in[0], out[0]);
       },
       context.mx_stream));
 }
 
-mx::array attention(Context& context,
-                    const AttentionConfig& config,
-                    const Step& step,
-                    const std::vector<mx::array>& qkv) {
-  if (context.stock) return stock::attention(context, config, step, qkv);
+namespace {
+
+// Where everything lies in the context's scratch while rows attend.
+struct AttentionMemory {
+  float* normed = nullptr;  // [rows, hidden]; then what was attended to
+  float* q = nullptr;       // [rows, heads, head_dim]
+  float* k = nullptr;       // [rows, kv_heads, head_dim]
+  float* v = nullptr;
+  float* states = nullptr;
+
+  size_t place(const AttentionConfig& config,
+               size_t hidden,
+               size_t rows,
+               float* base) {
+    size_t at = 0;
+    const auto take = [&](float*& p, size_t n) {
+      if (base != nullptr) p = base + at;
+      at += n;
+    };
+    const size_t q_width = size_t{config.heads} * config.head_dim;
+    const size_t kv_width = size_t{config.kv_heads} * config.head_dim;
+    take(normed, rows * std::max(hidden, q_width));
+    take(q, rows * q_width);
+    take(k, rows * kv_width);
+    take(v, rows * kv_width);
+    take(states, fast::attention_state_floats(config, rows));
+    return at;
+  }
+};
+
+void run_attention(Context& context,
+                   const AttentionBlock& block,
+                   const Step& step,
+                   float multiplier,
+                   const float* x,
+                   float* out) {
+  const size_t rows = step.rows.size();
+  const size_t width = block.q.cols;
+  AttentionMemory at;
+  at.place(block.config,
+           width,
+           rows,
+           context.scratch_floats(
+               attention_scratch_floats(block.config, width, rows)));
+  fast::norm_rows(context, block.norm, x, rows, width, at.normed);
+  fast::Input input(context, at.normed, rows, width);
+  fast::linear(context, block.q, input, at.q);
+  fast::linear(context, block.k, input, at.k);
+  fast::linear(context, block.v, input, at.v);
+  fast::attention(
+      context, block.config, step, at.q, at.k, at.v, at.states, at.normed);
+  fast::linear_add(context, block.o, at.normed, rows, multiplier, x, out);
+}
+
+}  // namespace
+
+size_t attention_scratch_floats(const AttentionConfig& config,
+                                size_t hidden,
+                                size_t rows) {
+  return AttentionMemory().place(config, hidden, rows, nullptr);
+}
+
+mx::array add_attention(Context& context,
+                        const AttentionBlock& block,
+                        const Step& step,
+                        const mx::array& x,
+                        float multiplier) {
+  if (context.stock) {
+    const mx::array input = stock::rms_norm(context, block.norm, x);
+    std::vector<mx::array> qkv;
+    for (const Linear* matrix : {&block.q, &block.k, &block.v}) {
+      qkv.push_back(stock::linear(context, *matrix, input));
+    }
+    return stock_add(context,
+                     block.o,
+                     stock::attention(context, block.config, step, qkv),
+                     x,
+                     multiplier);
+  }
   return single(host_op(
       "Attention",
-      {qkv[0], qkv[1], qkv[2]},
-      {qkv[0].shape()},
-      [&context, &config, &step](Inputs in, Outputs out) {
-        fast::attention(context, config, step, in[0], in[1], in[2], out[0]);
+      {x},
+      {x.shape()},
+      [&context, &block, &step, multiplier](Inputs in, Outputs out) {
+        run_attention(context, block, step, multiplier, in[0], out[0]);
       },
       context.mx_stream));
 }

@@ -102,19 +102,43 @@ mx::array linear_add(Context& context,
                      const mx::array& residual,
                      float multiplier = 1);
 
-// activation(gate norm(x)) * up norm(x).
-mx::array gated(Context& context,
-                const Norm& norm,
-                const Linear& gate,
-                const Linear& up,
-                Activation activation,
-                const mx::array& x);
+// A layer's attention: norm in front, projections, output projection.
+struct AttentionBlock {
+  Norm norm;
+  Linear q, k, v;
+  AttentionConfig config;
+  Linear o;
+};
 
-// Attention with cache, over qkv = {q, k, v} as `linears` returns them.
-mx::array attention(Context& context,
-                    const AttentionConfig& config,
-                    const Step& step,
-                    const std::vector<mx::array>& qkv);
+// x + multiplier * O attention(Q n, K n, V n) with n = norm(x) and the cache.
+// The block outlives the evaluation.
+mx::array add_attention(Context& context,
+                        const AttentionBlock& block,
+                        const Step& step,
+                        const mx::array& x,
+                        float multiplier = 1);
+
+// Floats of the context's scratch that takes, in fast.
+size_t attention_scratch_floats(const AttentionConfig& config,
+                                size_t hidden,
+                                size_t rows);
+
+// A layer's gated MLP.
+struct Mlp {
+  Norm norm;
+  Linear gate, up, down;
+  Activation activation = Activation::kSilu;
+};
+
+// x + multiplier * down(activation(gate n) * up n) with n = norm(x). The MLP
+// outlives the evaluation.
+mx::array add_mlp(Context& context,
+                  const Mlp& mlp,
+                  const mx::array& x,
+                  float multiplier = 1);
+
+// Floats of the context's scratch that takes, in fast.
+size_t mlp_scratch_floats(size_t hidden, size_t inner, size_t rows);
 
 // Rows `indices` of x, in that order.
 mx::array take_rows(Context& context,
