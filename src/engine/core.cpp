@@ -212,7 +212,7 @@ Status Core::run(std::span<const BatchRow> batch,
       hidden->eval();
       status = context_.failure;
     } else {
-      status = run_head(*hidden, wanted, row, normalised);
+      status = run_head(*hidden, batch, wanted, row, normalised);
     }
   }
   context_.interrupted = &never_;
@@ -223,6 +223,7 @@ Status Core::run(std::span<const BatchRow> batch,
 // The head's output is far wider than anything before it: a few rows at a
 // time.
 Status Core::run_head(const mx::array& hidden,
+                      std::span<const BatchRow> batch,
                       std::span<const uint32_t> wanted,
                       const RowFn& row,
                       bool normalised) {
@@ -231,7 +232,16 @@ Status Core::run_head(const mx::array& hidden,
   const size_t width = vocab_size();
   while (!wanted.empty()) {
     const auto some = wanted.first(std::min(rows_max, wanted.size()));
-    mx::array logits = model_->logits(context_, hidden, some);
+    size_t most = 0;
+    for (const uint32_t i : some) {
+      if (batch[i].best != nullptr) most = std::max(most, batch[i].best->most);
+    }
+    std::optional<nn::Ranking> ranking;
+    if (most > 0 && !stock()) {
+      ranking.emplace(some.size(), most, pool_->threads());
+    }
+    mx::array logits =
+        model_->logits(context_, hidden, some, ranking ? &*ranking : nullptr);
     if (stock() && normalised) {
       logits =
           mx::subtract(logits, mx::logsumexp(logits, -1, true, stream), stream);
@@ -241,6 +251,11 @@ Status Core::run_head(const mx::array& hidden,
     values.eval();
     FLASH_RETURN_IF_ERROR(context_.failure);
     for (size_t i = 0; i < some.size(); ++i) {
+      if (BestTokens* best = batch[some[i]].best; ranking && best != nullptr) {
+        const auto ranked = ranking->join(i);
+        const auto kept = ranked.first(std::min(best->most, ranked.size()));
+        best->list.assign(kept.begin(), kept.end());
+      }
       row(some[i], {values.data<float>() + i * width, width});
     }
     wanted = wanted.subspan(some.size());

@@ -56,11 +56,10 @@ class Core {
 
   // Runs one forward. Rows of a session stand in order of position, the first
   // at its length(); in stock all rows are of one session, and at most
-  // prefill_rows(). Calls `row` for each that does, in order, with its
-  // index in the batch and its logits, valid during the call. With `normalised`
-  // they may be log-probabilities, as mlx-lm's samplers see them. On failure no
-  // session has changed its length; their caches are as before. `layer` is
-  // called after each layer of a batch of several rows.
+  // prefill_rows(). Calls `row` for each that wants logits, in order, with its
+  // index and logits, valid during the call; with `normalised` they may be
+  // log-probabilities, as mlx-lm's samplers see them. On failure all sessions
+  // are as before. `layer`: after each layer of a batch of several rows.
   using RowFn =
       std::function<void(size_t index, std::span<const float> logits)>;
   using LayerFn = std::function<void(size_t done, size_t total)>;
@@ -142,6 +141,7 @@ class Core {
              const RowFn& row,
              bool normalised);
   Status run_head(const mx::array& hidden,
+                  std::span<const BatchRow> batch,
                   std::span<const uint32_t> wanted,
                   const RowFn& row,
                   bool normalised);

@@ -36,6 +36,7 @@ struct Generation::Impl {
         options(o),
         prompt(prompt_ids.begin(), prompt_ids.end()),
         sampler(o.sampling),
+        best{sampler.ranked(), {}},
         stops(o.stop),
         start_time(now_seconds()),
         start(s.core.counters()) {
@@ -58,6 +59,7 @@ struct Generation::Impl {
   GenerateOptions options;
   std::vector<int32_t> prompt;
   Sampler sampler;
+  BestTokens best;                         // of the last row
   std::optional<Detokenizer> detokenizer;  // none: ids only
   StopMatcher stops;
 
@@ -97,10 +99,11 @@ Status Generation::Impl::step(std::span<const int32_t> ids, bool is_prompt) {
           history = session.tokens;
           history.insert(history.end(), ids.begin(), ids.end());
         }
-        sampled = sampler.sample(logits, history);
+        sampled = sampler.sample(logits, history, best.list);
       },
       true,
-      is_prompt ? options.prefill_progress : nullptr);
+      is_prompt ? options.prefill_progress : nullptr,
+      best.most > 0 ? &best : nullptr);
 }
 
 void Generation::Impl::begin() {

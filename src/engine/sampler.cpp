@@ -61,60 +61,83 @@ void Sampler::penalise(std::span<float> logits,
   }
 }
 
-int32_t Sampler::sample(std::span<const float> logits,
-                        std::span<const int32_t> history) {
-  if (options_.repeat_penalty != 1 && !history.empty()) {
-    logits_.assign(logits.begin(), logits.end());
-    penalise(logits_, history);
-    logits = logits_;
+size_t Sampler::ranked() const {
+  if (options_.repeat_penalty != 1) return 0;
+  if (options_.temperature == 0) return 1;
+  const auto k = static_cast<size_t>(options_.top_k);
+  return k <= kernels::kRankedMost ? k : 0;
+}
+
+void Sampler::fill_candidates(std::span<const float> logits,
+                              std::span<const kernels::Ranked> best) {
+  const auto k = static_cast<size_t>(options_.top_k);
+  if (!best.empty()) {
+    candidates_.assign(best.begin(), best.end());
+    return;
   }
-  if (options_.temperature == 0) {
-    return static_cast<int32_t>(kernels::argmax(logits.data(), logits.size()));
+  if (k > 0 && k <= kernels::kRankedMost) {
+    candidates_.resize(k);
+    candidates_.resize(kernels::rank(
+        logits.data(), logits.size(), 0, k, candidates_.data(), 0));
+    return;
   }
   candidates_.clear();
   for (size_t i = 0; i < logits.size(); ++i) {
     if (std::isnan(logits[i])) continue;
-    candidates_.emplace_back(logits[i], static_cast<int32_t>(i));
+    candidates_.push_back({logits[i], static_cast<uint32_t>(i)});
   }
+  std::sort(candidates_.begin(), candidates_.end(), kernels::ranks_before);
+  if (k > 0) candidates_.resize(std::min(k, candidates_.size()));
+}
+
+int32_t Sampler::sample(std::span<const float> logits,
+                        std::span<const int32_t> history,
+                        std::span<const kernels::Ranked> ranking) {
+  if (options_.repeat_penalty != 1 && !history.empty()) {
+    logits_.assign(logits.begin(), logits.end());
+    penalise(logits_, history);
+    logits = logits_;
+    ranking = {};
+  }
+  if (options_.temperature == 0) {
+    if (!ranking.empty()) return static_cast<int32_t>(ranking.front().id);
+    return static_cast<int32_t>(kernels::argmax(logits.data(), logits.size()));
+  }
+  fill_candidates(logits, ranking);
   if (candidates_.empty()) return 0;
-  // Best first; equal logits by id, so that the order is one on all machines.
-  std::sort(
-      candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) {
-        return a.first != b.first ? a.first > b.first : a.second < b.second;
-      });
-  const double best = candidates_.front().first;
-  double total = 0;
-  for (const auto& candidate : candidates_) {
-    total += std::exp(candidate.first - best);
-  }
+  const double best = candidates_.front().value;
   size_t keep = candidates_.size();
-  if (options_.top_k > 0) {
-    keep = std::min(keep, static_cast<size_t>(options_.top_k));
-  }
-  double below = 0;  // probability of better candidates
-  for (size_t i = 0; i < keep; ++i) {
-    const double p = std::exp(candidates_[i].first - best) / total;
-    const double p_best = 1 / total;
-    if (i > 0 && (below >= static_cast<double>(options_.top_p) ||
-                  p < static_cast<double>(options_.min_p) * p_best)) {
-      keep = i;
-      break;
+  if (options_.top_p < 1 || options_.min_p > 0) {
+    // In the order of ids, so that it is one however candidates were found.
+    double total = 0;
+    for (const float logit : logits) {
+      if (!std::isnan(logit)) total += std::exp(logit - best);
     }
-    below += p;
+    double below = 0;  // probability of better candidates
+    for (size_t i = 0; i < keep; ++i) {
+      const double p = std::exp(candidates_[i].value - best) / total;
+      const double p_best = 1 / total;
+      if (i > 0 && (below >= static_cast<double>(options_.top_p) ||
+                    p < static_cast<double>(options_.min_p) * p_best)) {
+        keep = i;
+        break;
+      }
+      below += p;
+    }
   }
   const double temperature = options_.temperature;
   double weight = 0;
   for (size_t i = 0; i < keep; ++i) {
-    weight += std::exp((candidates_[i].first - best) / temperature);
+    weight += std::exp((candidates_[i].value - best) / temperature);
   }
   const double uniform =
       static_cast<double>(next_random() >> 11) * 0x1.0p-53;  // [0, 1)
   double target = uniform * weight;
   for (size_t i = 0; i < keep; ++i) {
-    target -= std::exp((candidates_[i].first - best) / temperature);
-    if (target < 0) return candidates_[i].second;
+    target -= std::exp((candidates_[i].value - best) / temperature);
+    if (target < 0) return static_cast<int32_t>(candidates_[i].id);
   }
-  return candidates_[keep - 1].second;
+  return static_cast<int32_t>(candidates_[keep - 1].id);
 }
 
 }  // namespace mlx_flash

@@ -11,9 +11,9 @@
 
 #include <cstdint>
 #include <span>
-#include <utility>
 #include <vector>
 
+#include "kernels/ranking.h"
 #include "mlx_flash/engine.h"
 
 namespace mlx_flash {
@@ -26,9 +26,15 @@ class Sampler {
   // REQUIRES: check_sampling(options).ok()
   explicit Sampler(const SamplingOptions& options);
 
+  // How many of the best logits sample() would use; 0: none by themselves.
+  size_t ranked() const;
+
   // `logits` may be logits or log-probabilities; `history` the tokens so far.
+  // `best`: empty, or the first ranked() of the logits in order: the same
+  // token, sooner.
   int32_t sample(std::span<const float> logits,
-                 std::span<const int32_t> history);
+                 std::span<const int32_t> history,
+                 std::span<const kernels::Ranked> best = {});
 
  private:
   uint64_t next_random();  // splitmix64
@@ -36,8 +42,12 @@ class Sampler {
 
   SamplingOptions options_;
   uint64_t state_;
-  std::vector<float> logits_;                          // after penalties
-  std::vector<std::pair<float, int32_t>> candidates_;  // logit, id
+  // Candidates of the next token, best first.
+  void fill_candidates(std::span<const float> logits,
+                       std::span<const kernels::Ranked> best);
+
+  std::vector<float> logits_;  // after penalties
+  std::vector<kernels::Ranked> candidates_;
 };
 
 }  // namespace mlx_flash

@@ -67,13 +67,13 @@ void Session::Impl::keep() const {
   core.keep(state, std::span(tokens).first(state.length()));
 }
 
-Status Session::Impl::feed(
-    std::span<const int32_t> fresh,
-    std::span<const uint32_t> chunks,
-    size_t first_wanted,
-    const LogitsFn& row,
-    bool normalised,
-    const std::function<void(size_t, size_t)>& progress) {
+Status Session::Impl::feed(std::span<const int32_t> fresh,
+                           std::span<const uint32_t> chunks,
+                           size_t first_wanted,
+                           const LogitsFn& row,
+                           bool normalised,
+                           const std::function<void(size_t, size_t)>& progress,
+                           BestTokens* best) {
   const size_t context = core.plan().context;
   const bool bounded = core.config().kv_keep_tokens == 0;
   if (bounded && tokens.size() + fresh.size() > context) {
@@ -90,9 +90,8 @@ Status Session::Impl::feed(
   all.insert(all.end(), fresh.begin(), fresh.end());
   const size_t start = state.known();
   size_t done = 0;
-  size_t chunk = 0;
   std::vector<BatchRow> batch;
-  while (done < all.size()) {
+  for (size_t chunk = 0; done < all.size();) {
     size_t n = core.prefill_rows();
     if (!chunks.empty()) {
       n = std::max<size_t>(1, chunks[std::min(chunk, chunks.size() - 1)]);
@@ -106,7 +105,8 @@ Status Session::Impl::feed(
       batch.push_back({.session = &state,
                        .position = static_cast<uint32_t>(state.length() + i),
                        .token = static_cast<uint32_t>(all[done + i]),
-                       .want_logits = row && start + done + i >= first_wanted});
+                       .want_logits = row && start + done + i >= first_wanted,
+                       .best = best});
     }
     // A batch longer than the plan's (asked for by name, in fast) goes in
     // pieces: no bit depends on it.

@@ -23,13 +23,15 @@ struct Session::Impl {
 
   // Runs `fresh` (and tokens whose cache was lost) in forwards of `chunks`
   // lengths, the last repeating; appends what was run to `tokens`.
-  // `row(position, logits)` is called for the positions >= first_wanted.
+  // `row(position, logits)` is called for the positions >= first_wanted, `best`
+  // filled before each.
   Status feed(std::span<const int32_t> fresh,
               std::span<const uint32_t> chunks,
               size_t first_wanted,
               const LogitsFn& row,
               bool normalised,
-              const std::function<void(size_t, size_t)>& progress = nullptr);
+              const std::function<void(size_t, size_t)>& progress = nullptr,
+              BestTokens* best = nullptr);
 
   // Takes up what earlier requests have left of `tokens` and `fresh` but the
   // last; returns how many of `fresh` are in `tokens` now.

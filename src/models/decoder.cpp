@@ -337,18 +337,14 @@ std::optional<mx::array> Decoder::forward(nn::Context& context,
 
 mx::array Decoder::logits(nn::Context& context,
                           const mx::array& hidden,
-                          std::span<const uint32_t> rows) const {
+                          std::span<const uint32_t> rows,
+                          nn::Ranking* ranking) const {
   const int axis = context.stock ? 1 : 0;
-  const nn::Linear* head[] = {&head_};
   mx::array h = hidden;
   if (static_cast<int>(rows.size()) != h.shape(axis)) {
     h = nn::take_rows(context, h, rows);
   }
-  h = nn::linears(context, &norm_, head, h)[0];
-  if (config_.logits_scaling != 1.0f) {
-    h = mx::divide(
-        h, mx::array(config_.logits_scaling, h.dtype()), context.mx_stream);
-  }
+  h = nn::head(context, norm_, head_, config_.logits_scaling, h, ranking);
   return context.stock ? mx::squeeze(h, 0, context.mx_stream) : h;
 }
 

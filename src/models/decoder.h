@@ -54,10 +54,11 @@ class Decoder {
 
   // Final norm and head over rows `rows` (ascending) of what forward()
   // returned: [rows.size(), vocab_size], float32 or, in stock, the model's
-  // dtype. Not yet evaluated.
+  // dtype. Not yet evaluated. Fast also ranks them if `ranking` is not null.
   mx::array logits(nn::Context& context,
                    const mx::array& hidden,
-                   std::span<const uint32_t> rows) const;
+                   std::span<const uint32_t> rows,
+                   nn::Ranking* ranking = nullptr) const;
 
  private:
   struct Layer {

@@ -186,8 +186,8 @@ const float* bias_of(const Linear& linear) {
   return linear.bias ? linear.bias->values.data() : nullptr;
 }
 
-// y[t] = W x[t] + b, and then(r, n, t, y[t] + r) for rows [r, r + n) of W, on
-// the thread that made them.
+// y[t] = W x[t] + b, and then(r, n, t, y[t] + r, thread) for rows [r, r + n) of
+// W, on the thread that made them.
 template <class Then>
 void multiply_then(Context& context,
                    const Linear& linear,
@@ -215,7 +215,7 @@ void multiply_then(Context& context,
                for (size_t t = 0; t < input.tokens; ++t) {
                  float* out = y + t * linear.rows + first;
                  if (bias != nullptr) kernels::add(out, bias + first, n, out);
-                 then(first, n, t, out);
+                 then(first, n, t, out, thread);
                }
              });
            });
@@ -227,14 +227,14 @@ void linear(Context& context, const Linear& linear, Input& x, float* y) {
   const size_t tokens = x.rows();
   if (linear.row_order == RowOrder::kPlain) {
     return multiply_then(
-        context, linear, x, y, [](size_t, size_t, size_t, float*) {});
+        context, linear, x, y, [](size_t, size_t, size_t, float*, int) {});
   }
   Linear as_it_lies{.matrix = linear.matrix,
                     .rows = linear.rows,
                     .cols = linear.cols,
                     .bias = std::nullopt};
   multiply_then(
-      context, as_it_lies, x, y, [](size_t, size_t, size_t, float*) {});
+      context, as_it_lies, x, y, [](size_t, size_t, size_t, float*, int) {});
   unpermute(linear, tokens, y);
   if (!linear.bias) return;
   for (size_t t = 0; t < tokens; ++t) {
@@ -260,11 +260,36 @@ void linear_add(Context& context,
                 const float* residual,
                 float* y) {
   Input input(context, x, rows, matrix.cols);
-  multiply_then(
-      context, matrix, input, y, [&](size_t r, size_t n, size_t t, float* out) {
-        scale(out, n, multiplier);
-        kernels::add(residual + t * matrix.rows + r, out, n, out);
-      });
+  multiply_then(context,
+                matrix,
+                input,
+                y,
+                [&](size_t r, size_t n, size_t t, float* out, int) {
+                  scale(out, n, multiplier);
+                  kernels::add(residual + t * matrix.rows + r, out, n, out);
+                });
+}
+
+void head(Context& context,
+          const Linear& matrix,
+          const float* x,
+          size_t rows,
+          float divisor,
+          Ranking* ranking,
+          float* y) {
+  Input input(context, x, rows, matrix.cols);
+  multiply_then(context,
+                matrix,
+                input,
+                y,
+                [&](size_t r, size_t n, size_t t, float* out, int thread) {
+                  if (divisor != 1.0f) {
+                    for (size_t i = 0; i < n; ++i) out[i] /= divisor;
+                  }
+                  if (ranking != nullptr) {
+                    ranking->add(thread, t, out, n, static_cast<uint32_t>(r));
+                  }
+                });
 }
 
 void activate(Activation activation, const float* up, size_t n, float* gate) {

@@ -64,6 +64,16 @@ void linear_add(Context& context,
                 const float* residual,
                 float* y);
 
+// y[t] = (W x[t] + b) / divisor, each row's best products kept on the way
+// unless `ranking` is null.
+void head(Context& context,
+          const Linear& linear,
+          const float* x,
+          size_t rows,
+          float divisor,
+          Ranking* ranking,
+          float* y);
+
 // gate[i] = activation(gate[i]) * up[i].
 void activate(Activation activation, const float* up, size_t n, float* gate);
 

@@ -237,5 +237,52 @@ TEST(Fused, GatedAndAddedEqualThePlainSequence) {
   }
 }
 
+void check_head(Case& c, float divisor) {
+  if (c.rows > 2) std::fill_n(c.x.begin() + kCols, kCols, 0.0f);  // all equal
+  std::vector<float> logits = c.plain(c.gate, c.gate_matrix);
+  for (float& v : logits) v /= divisor;
+  for (const size_t tile_rows : {1000, 50, 7}) {
+    for (const int threads : {1, 2, 3, 8}) {
+      for (const size_t most : {1, 40}) {
+        with_context(c, tile_rows, threads, [&](Context& context) {
+          Ranking ranking(c.rows, most, threads);
+          std::vector<float> y(c.rows * kRows);
+          fast::head(
+              context, c.gate, c.x.data(), c.rows, divisor, &ranking, y.data());
+          expect_same(y, logits);
+          for (size_t t = 0; t < c.rows; ++t) {
+            const float* row = logits.data() + t * kRows;
+            std::vector<kernels::Ranked> best(most);
+            best.resize(kernels::rank(row, kRows, 0, most, best.data(), 0));
+            const auto joined = ranking.join(t);
+            ASSERT_EQ(joined.size(), best.size());
+            ASSERT_EQ(joined[0].id, kernels::argmax(row, kRows));
+            for (size_t i = 0; i < best.size(); ++i) {
+              ASSERT_EQ(joined[i].id, best[i].id) << t << ", " << i;
+              ASSERT_TRUE(kernels::same_bits(joined[i].value, best[i].value));
+            }
+          }
+        });
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(Fused, RankedLogitsEqualAScanOfAll) {
+  const auto all = kernels::reference::all_formats();
+  for (const int64_t target : kernels::runnable_targets()) {
+    const ForcedTarget forced(target);
+    SCOPED_TRACE(kernels::target_label(target));
+    for (const WeightFormat& format : {all.front(), all.back()}) {
+      for (const size_t tokens : {1, 2, 7, 64}) {
+        Case c(format, format, tokens, false);
+        check_head(c, tokens == 7 ? 3.0f : 1.0f);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mlx_flash::nn

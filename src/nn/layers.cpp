@@ -93,46 +93,31 @@ mx::array rms_norm(Context& context, const Norm& norm, const mx::array& x) {
       context.mx_stream));
 }
 
-std::vector<mx::array> linears(Context& context,
-                               const Norm* norm,
-                               std::span<const Linear* const> matrices,
-                               const mx::array& x) {
-  std::vector<mx::array> results;
+mx::array head(Context& context,
+               const Norm& norm,
+               const Linear& matrix,
+               float divisor,
+               const mx::array& x,
+               Ranking* ranking) {
   if (context.stock) {
-    const mx::array input =
-        norm != nullptr ? stock::rms_norm(context, *norm, x) : x;
-    for (const Linear* matrix : matrices) {
-      results.push_back(stock::linear(context, *matrix, input));
-    }
-    return results;
+    mx::array y =
+        stock::linear(context, matrix, stock::rms_norm(context, norm, x));
+    if (divisor == 1.0f) return y;
+    return mx::divide(y, mx::array(divisor, y.dtype()), context.mx_stream);
   }
   const auto rows = static_cast<size_t>(rows_of(x));
-  std::vector<mx::Shape> shapes;
-  for (const Linear* matrix : matrices) {
-    shapes.push_back({rows_of(x), static_cast<int>(matrix->rows)});
-  }
-  return host_op(
-      "Linears",
+  return single(host_op(
+      "Head",
       {x},
-      shapes,
-      [&context,
-       norm,
-       rows,
-       width = static_cast<size_t>(x.shape(1)),
-       list = std::vector(matrices.begin(), matrices.end())](Inputs in,
-                                                             Outputs out) {
-        const float* input = in[0];
-        if (norm != nullptr) {
-          float* normed = context.scratch_floats(rows * width);
-          fast::norm_rows(context, *norm, input, rows, width, normed);
-          input = normed;
-        }
-        fast::Input prepared(context, input, rows, width);
-        for (size_t i = 0; i < list.size(); ++i) {
-          fast::linear(context, *list[i], prepared, out[i]);
-        }
+      {{rows_of(x), static_cast<int>(matrix.rows)}},
+      [&context, &norm, &matrix, divisor, rows, ranking](Inputs in,
+                                                         Outputs out) {
+        const size_t width = matrix.cols;
+        float* normed = context.scratch_floats(rows * width);
+        fast::norm_rows(context, norm, in[0], rows, width, normed);
+        fast::head(context, matrix, normed, rows, divisor, ranking, out[0]);
       },
-      context.mx_stream);
+      context.mx_stream));
 }
 
 mx::array linear_add(Context& context,

@@ -17,6 +17,7 @@
 #include "kv/kv_cache.h"
 #include "nn/context.h"
 #include "nn/mlx.h"
+#include "nn/ranking.h"
 #include "nn/rope.h"
 #include "nn/stock_kv.h"
 #include "nn/weight_store.h"
@@ -89,12 +90,6 @@ mx::array embed(Context& context,
 
 mx::array rms_norm(Context& context, const Norm& norm, const mx::array& x);
 
-// W_i norm(x) + b_i for each matrix; `norm` may be null.
-std::vector<mx::array> linears(Context& context,
-                               const Norm* norm,
-                               std::span<const Linear* const> matrices,
-                               const mx::array& x);
-
 // residual + multiplier * (W x + b).
 mx::array linear_add(Context& context,
                      const Linear& matrix,
@@ -139,6 +134,15 @@ mx::array add_mlp(Context& context,
 
 // Floats of the context's scratch that takes, in fast.
 size_t mlp_scratch_floats(size_t hidden, size_t inner, size_t rows);
+
+// W norm(x) / divisor: the logits. Fast also ranks them if `ranking` is not
+// null, which has x's rows and outlives the evaluation.
+mx::array head(Context& context,
+               const Norm& norm,
+               const Linear& matrix,
+               float divisor,
+               const mx::array& x,
+               Ranking* ranking = nullptr);
 
 // Rows `indices` of x, in that order.
 mx::array take_rows(Context& context,
