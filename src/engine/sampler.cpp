@@ -9,6 +9,13 @@
 #include "kernels/vector_ops.h"
 
 namespace mlx_flash {
+namespace {
+
+// The first candidates that are sorted; then eight times as many. A draw is
+// nearly always among a few, of a vocabulary of 150,000.
+constexpr size_t kOrderedAtOnce = 64;
+
+}  // namespace
 
 Status check_sampling(const SamplingOptions& options) {
   const auto range = [](const char* name, double value, const char* allowed) {
@@ -73,12 +80,14 @@ void Sampler::fill_candidates(std::span<const float> logits,
   const auto k = static_cast<size_t>(options_.top_k);
   if (!best.empty()) {
     candidates_.assign(best.begin(), best.end());
+    in_order_ = candidates_.size();
     return;
   }
   if (k > 0 && k <= kernels::kRankedMost) {
     candidates_.resize(k);
     candidates_.resize(kernels::rank(
         logits.data(), logits.size(), 0, k, candidates_.data(), 0));
+    in_order_ = candidates_.size();
     return;
   }
   candidates_.clear();
@@ -86,8 +95,25 @@ void Sampler::fill_candidates(std::span<const float> logits,
     if (std::isnan(logits[i])) continue;
     candidates_.push_back({logits[i], static_cast<uint32_t>(i)});
   }
-  std::sort(candidates_.begin(), candidates_.end(), kernels::ranks_before);
-  if (k > 0) candidates_.resize(std::min(k, candidates_.size()));
+  in_order_ = 0;
+  if (k == 0 || candidates_.empty()) return;
+  const size_t kept = std::min(k, candidates_.size());
+  candidate(kept - 1);
+  candidates_.resize(kept);
+  in_order_ = kept;
+}
+
+const kernels::Ranked& Sampler::candidate(size_t i) {
+  while (in_order_ <= i) {
+    const size_t end = std::min(
+        candidates_.size(), std::max(i + 1, kOrderedAtOnce + 8 * in_order_));
+    std::partial_sort(candidates_.begin() + static_cast<ptrdiff_t>(in_order_),
+                      candidates_.begin() + static_cast<ptrdiff_t>(end),
+                      candidates_.end(),
+                      kernels::ranks_before);
+    in_order_ = end;
+  }
+  return candidates_[i];
 }
 
 int32_t Sampler::sample(std::span<const float> logits,
@@ -105,7 +131,7 @@ int32_t Sampler::sample(std::span<const float> logits,
   }
   fill_candidates(logits, ranking);
   if (candidates_.empty()) return 0;
-  const double best = candidates_.front().value;
+  const double best = candidate(0).value;
   size_t keep = candidates_.size();
   if (options_.top_p < 1 || options_.min_p > 0) {
     // In the order of ids, so that it is one however candidates were found.
@@ -115,7 +141,7 @@ int32_t Sampler::sample(std::span<const float> logits,
     }
     double below = 0;  // probability of better candidates
     for (size_t i = 0; i < keep; ++i) {
-      const double p = std::exp(candidates_[i].value - best) / total;
+      const double p = std::exp(candidate(i).value - best) / total;
       const double p_best = 1 / total;
       if (i > 0 && (below >= static_cast<double>(options_.top_p) ||
                     p < static_cast<double>(options_.min_p) * p_best)) {
@@ -127,17 +153,25 @@ int32_t Sampler::sample(std::span<const float> logits,
   }
   const double temperature = options_.temperature;
   double weight = 0;
-  for (size_t i = 0; i < keep; ++i) {
-    weight += std::exp((candidates_[i].value - best) / temperature);
+  if (options_.top_k == 0 && keep == candidates_.size()) {
+    // All of them: in the order of ids, which needs no sorting.
+    for (const float logit : logits) {
+      if (!std::isnan(logit)) weight += std::exp((logit - best) / temperature);
+    }
+  } else {
+    for (size_t i = 0; i < keep; ++i) {
+      weight += std::exp((candidate(i).value - best) / temperature);
+    }
   }
   const double uniform =
       static_cast<double>(next_random() >> 11) * 0x1.0p-53;  // [0, 1)
   double target = uniform * weight;
   for (size_t i = 0; i < keep; ++i) {
-    target -= std::exp((candidates_[i].value - best) / temperature);
-    if (target < 0) return static_cast<int32_t>(candidates_[i].id);
+    const kernels::Ranked& drawn = candidate(i);
+    target -= std::exp((drawn.value - best) / temperature);
+    if (target < 0) return static_cast<int32_t>(drawn.id);
   }
-  return static_cast<int32_t>(candidates_[keep - 1].id);
+  return static_cast<int32_t>(candidate(keep - 1).id);
 }
 
 }  // namespace mlx_flash

@@ -42,12 +42,14 @@ class Sampler {
 
   SamplingOptions options_;
   uint64_t state_;
-  // Candidates of the next token, best first.
   void fill_candidates(std::span<const float> logits,
                        std::span<const kernels::Ranked> best);
+  // The i-th best, of those that there are. Sorts no more than it has to.
+  const kernels::Ranked& candidate(size_t i);
 
-  std::vector<float> logits_;  // after penalties
-  std::vector<kernels::Ranked> candidates_;
+  std::vector<float> logits_;                // after penalties
+  std::vector<kernels::Ranked> candidates_;  // of the next token
+  size_t in_order_ = 0;  // of them the first, best first; the rest in any order
 };
 
 }  // namespace mlx_flash

@@ -76,6 +76,45 @@ TEST(Sampler, RankedLogitsGiveTheSameTokens) {
   EXPECT_GT(used, 0u);
 }
 
+// The token where the uniform draw lies, all of them being sorted. As a sampler
+// of the same seed draws: top_k 0 and no other limit.
+int32_t drawn_by_hand(const std::vector<float>& x, double temperature) {
+  const std::vector<Ranked> all = in_order(x);
+  const double best = all.front().value;
+  double weight = 0;
+  for (const float v : x) {
+    if (!std::isnan(v)) weight += std::exp((v - best) / temperature);
+  }
+  uint64_t z = 7 + 0x9e3779b97f4a7c15;  // splitmix64
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  z ^= z >> 31;
+  double target = static_cast<double>(z >> 11) * 0x1.0p-53 * weight;
+  for (const Ranked& one : all) {
+    target -= std::exp((one.value - best) / temperature);
+    if (target < 0) return static_cast<int32_t>(one.id);
+  }
+  return static_cast<int32_t>(all.back().id);
+}
+
+// The candidates are sorted piece by piece, as far as the draw lies.
+TEST(Sampler, ADrawFarDownIsTheOneOfAllSorted) {
+  std::mt19937 random(5);
+  size_t far = 0;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const std::vector<float> x = logits(3000, random);
+    for (const float temperature : {0.05f, 1.0f, 50.0f}) {
+      Sampler sampler({.temperature = temperature, .seed = 7});
+      const int32_t token = sampler.sample(x, {});
+      ASSERT_EQ(token, drawn_by_hand(x, static_cast<double>(temperature)));
+      size_t better = 0;
+      for (const float v : x) better += v > x[static_cast<size_t>(token)];
+      far += better > 64;
+    }
+  }
+  EXPECT_GT(far, 10u);
+}
+
 TEST(Sampler, PenaltiesNeedAllLogits) {
   const std::vector<float> x = {1, 4, 3.9f, 2};
   const std::vector<int32_t> history = {1};
