@@ -115,6 +115,17 @@ std::string event_json(const Trace::Event& event,
               "{}expert {} of layer {}", wait ? "wait " : "", expert, layer),
           fmt::format(R"("layer":{},"expert":{})", layer, expert));
     }
+    case Trace::Kind::kExpertRound:
+      return span_json(
+          event,
+          origin,
+          kForwardRow,
+          fmt::format("experts of layer {}", event.what >> 32),
+          fmt::format(R"("layer":{},"hits":{},"misses":{},"missing_bytes":{})",
+                      event.what >> 32,
+                      event.what >> 16 & UINT16_MAX,
+                      event.what & UINT16_MAX,
+                      event.bytes));
     case Trace::Kind::kRead:
       break;
   }

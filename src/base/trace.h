@@ -29,7 +29,10 @@ class Trace {
     kTile,        // a tile was in use; `what`: the tile
     kExpertWait,  // it waited for an expert; `what`: layer << 32 | expert
     kExpert,      // a piece of an expert was in use; `what`: the same
-    kRead,        // from submission to the end of a read; `what`: file offset
+    // A layer's experts, from the choice to the last; `what`: layer << 32 |
+    // pieces in memory at first << 16 | pieces that were not, `bytes` of these.
+    kExpertRound,
+    kRead,  // from submission to the end of a read; `what`: file offset
   };
 
   struct Event {

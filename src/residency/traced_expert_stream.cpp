@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "residency/traced_expert_stream.h"
 
+#include <algorithm>
+
 namespace mlx_flash {
 namespace {
 
@@ -9,14 +11,27 @@ constexpr double kWaitMinS = 20e-6;
 
 class TracedExpertStream final : public ExpertStream {
  public:
-  TracedExpertStream(ExpertStream& stream, const ReadQueue& queue, Trace& trace)
+  TracedExpertStream(CachedExperts& stream,
+                     const ReadQueue& queue,
+                     Trace& trace)
       : stream_(stream), queue_(queue), trace_(trace) {}
 
   Status begin(uint32_t layer,
                std::span<const uint32_t> experts,
                std::span<const uint32_t> rows) override {
     layer_ = layer;
-    return stream_.begin(layer, experts, rows);
+    const CachedExperts::Stats before = stream_.stats();
+    round_.start = queue_.now();
+    const Status begun = stream_.begin(layer, experts, rows);
+    const CachedExperts::Stats after = stream_.stats();
+    const uint64_t pieces = after.pieces - before.pieces;
+    const uint64_t hits = after.hits - before.hits;
+    round_.what = uint64_t{layer} << 32 |
+                  std::min<uint64_t>(hits, UINT16_MAX) << 16 |
+                  std::min<uint64_t>(pieces - hits, UINT16_MAX);
+    round_.bytes =
+        (after.bytes - before.bytes) - (after.hit_bytes - before.hit_bytes);
+    return begun;
   }
 
   Result<const Piece*> next() override {
@@ -42,7 +57,11 @@ class TracedExpertStream final : public ExpertStream {
     stream_.release();
   }
 
-  void end() override { stream_.end(); }
+  void end() override {
+    stream_.end();
+    round_.end = queue_.now();
+    trace_.add(round_);
+  }
   void look_ahead(uint32_t layer, std::span<const uint32_t> experts) override {
     stream_.look_ahead(layer, experts);
   }
@@ -51,17 +70,18 @@ class TracedExpertStream final : public ExpertStream {
  private:
   uint64_t what() const { return uint64_t{layer_} << 32 | expert_; }
 
-  ExpertStream& stream_;
+  CachedExperts& stream_;
   const ReadQueue& queue_;
   Trace& trace_;
   uint32_t layer_ = 0;
   uint32_t expert_ = 0;
   double taken_ = 0;
+  Trace::Event round_{.kind = Trace::Kind::kExpertRound};
 };
 
 }  // namespace
 
-std::unique_ptr<ExpertStream> make_traced_expert_stream(ExpertStream& stream,
+std::unique_ptr<ExpertStream> make_traced_expert_stream(CachedExperts& stream,
                                                         const ReadQueue& queue,
                                                         Trace& trace) {
   return std::make_unique<TracedExpertStream>(stream, queue, trace);

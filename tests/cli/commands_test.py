@@ -507,6 +507,23 @@ class Inspect(Case):
                                 tile["dur"] <= step["ts"] + step["dur"] + 1
                                 for step in forwards), tile)
 
+    def test_a_trace_of_a_mixture_shows_hits_and_misses(self):
+        path = self.folder / "experts.json"
+        report = self.succeed_json(
+            "run", "-m", Path(self.model).parent / "tinymoe", "-p", "Once upon a time", "-n", "8",
+            "--no-learn", "--trace", path)
+        events = json.loads(path.read_text())["traceEvents"]
+        rounds = [event for event in events
+                  if event["name"].startswith("experts of layer ")]
+        self.assertEqual(len(rounds), 8 * 6, "forwards by layers")
+        experts = report["stats"]["experts"]
+        for name, total in (("hits", experts["hits"]),
+                            ("misses", experts["used"] - experts["hits"])):
+            self.assertEqual(sum(one["args"][name] for one in rounds), total)
+            self.assertGreater(total, 0, name)
+        self.assertGreater(
+            sum(one["args"]["missing_bytes"] for one in rounds), 0)
+
 
 if __name__ == "__main__":
     main()
