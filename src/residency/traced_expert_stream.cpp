@@ -22,7 +22,7 @@ class TracedExpertStream final : public ExpertStream {
     layer_ = layer;
     const CachedExperts::Stats before = stream_.stats();
     round_.start = queue_.now();
-    const Status begun = stream_.begin(layer, experts, rows);
+    Status begun = stream_.begin(layer, experts, rows);
     const CachedExperts::Stats after = stream_.stats();
     const uint64_t pieces = after.pieces - before.pieces;
     const uint64_t hits = after.hits - before.hits;
