@@ -204,41 +204,6 @@ void sigmoid(float* x, size_t n) {
   });
 }
 
-void rope_halves(float* x, const float* cos, const float* sin, size_t half) {
-  const DF d;
-  const size_t whole = half - half % kN;
-  for (size_t i = 0; i < whole; i += kN) {
-    const VF a = hn::LoadU(d, x + i);
-    const VF b = hn::LoadU(d, x + half + i);
-    const VF c = hn::LoadU(d, cos + i);
-    const VF s = hn::LoadU(d, sin + i);
-    hn::StoreU(hn::Sub(hn::Mul(a, c), hn::Mul(b, s)), d, x + i);
-    hn::StoreU(hn::Add(hn::Mul(a, s), hn::Mul(b, c)), d, x + half + i);
-  }
-  for (size_t i = whole; i < half; ++i) {
-    const float a = x[i];
-    const float b = x[half + i];
-    x[i] = a * cos[i] - b * sin[i];
-    x[half + i] = a * sin[i] + b * cos[i];
-  }
-}
-
-void rope(float* x,
-          const float* cos_sin,
-          size_t rotary_dims,
-          bool interleaved) {
-  const size_t half = rotary_dims / 2;
-  const float* cos = cos_sin;
-  const float* sin = cos_sin + half;
-  if (!interleaved) return rope_halves(x, cos, sin, half);
-  for (size_t i = 0; i < half; ++i) {
-    const float a = x[2 * i];
-    const float b = x[2 * i + 1];
-    x[2 * i] = a * cos[i] - b * sin[i];
-    x[2 * i + 1] = a * sin[i] + b * cos[i];
-  }
-}
-
 // Values of a head on their way into rope: normed and scaled, each product
 // rounded as rms_norm() and a multiplication would.
 template <bool kNorm, bool kScale>
@@ -367,6 +332,17 @@ void turn_head(const HeadTurn& turn, size_t n, float* x) {
   const float factor = 1.0f / std::sqrt(mean + turn.eps);
   if (turn.scale == 1.0f) return turn_with<true, false>(turn, factor, n, x);
   turn_with<true, true>(turn, factor, n, x);
+}
+
+void rope(float* x,
+          const float* cos_sin,
+          size_t rotary_dims,
+          bool interleaved) {
+  turn_with<false, false>(
+      {.cos_sin = cos_sin, .dims = rotary_dims, .interleaved = interleaved},
+      1,
+      rotary_dims,
+      x);
 }
 
 size_t argmax(const float* x, size_t n) {

@@ -308,7 +308,7 @@ TEST(VectorOps, TurnHeadEqualsItsStepsOneByOne) {
     }
     for (size_t i = 0; i < turn.dims; ++i) steps[i] *= turn.scale;
     if (turn.cos_sin != nullptr) {
-      rope(steps.data(), turn.cos_sin, turn.dims, turn.interleaved);
+      reference::rope(steps.data(), turn.cos_sin, turn.dims, turn.interleaved);
     }
     turn_head(turn, n, x.data());
     expect_same(x, steps);
