@@ -15,6 +15,18 @@ namespace {
 // nearly always among a few, of a vocabulary of 150,000.
 constexpr size_t kOrderedAtOnce = 64;
 
+// What all logits weigh together. In the order of ids, so that it is one
+// however candidates were found, and needs no sorting.
+double weight_of_all(std::span<const float> logits,
+                     double best,
+                     double temperature) {
+  double sum = 0;
+  for (const float logit : logits) {
+    if (!std::isnan(logit)) sum += std::exp((logit - best) / temperature);
+  }
+  return sum;
+}
+
 }  // namespace
 
 Status check_sampling(const SamplingOptions& options) {
@@ -76,10 +88,10 @@ size_t Sampler::ranked() const {
 }
 
 void Sampler::fill_candidates(std::span<const float> logits,
-                              std::span<const kernels::Ranked> best) {
+                              std::span<const kernels::Ranked> ranking) {
   const auto k = static_cast<size_t>(options_.top_k);
-  if (!best.empty()) {
-    candidates_.assign(best.begin(), best.end());
+  if (!ranking.empty()) {
+    candidates_.assign(ranking.begin(), ranking.end());
     in_order_ = candidates_.size();
     return;
   }
@@ -134,11 +146,7 @@ int32_t Sampler::sample(std::span<const float> logits,
   const double best = candidate(0).value;
   size_t keep = candidates_.size();
   if (options_.top_p < 1 || options_.min_p > 0) {
-    // In the order of ids, so that it is one however candidates were found.
-    double total = 0;
-    for (const float logit : logits) {
-      if (!std::isnan(logit)) total += std::exp(logit - best);
-    }
+    const double total = weight_of_all(logits, best, 1);
     double below = 0;  // probability of better candidates
     for (size_t i = 0; i < keep; ++i) {
       const double p = std::exp(candidate(i).value - best) / total;
@@ -154,10 +162,7 @@ int32_t Sampler::sample(std::span<const float> logits,
   const double temperature = options_.temperature;
   double weight = 0;
   if (options_.top_k == 0 && keep == candidates_.size()) {
-    // All of them: in the order of ids, which needs no sorting.
-    for (const float logit : logits) {
-      if (!std::isnan(logit)) weight += std::exp((logit - best) / temperature);
-    }
+    weight = weight_of_all(logits, best, temperature);
   } else {
     for (size_t i = 0; i < keep; ++i) {
       weight += std::exp((candidate(i).value - best) / temperature);

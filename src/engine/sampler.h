@@ -30,23 +30,22 @@ class Sampler {
   size_t ranked() const;
 
   // `logits` may be logits or log-probabilities; `history` the tokens so far.
-  // `best`: empty, or the first ranked() of the logits in order: the same
+  // `ranking`: empty, or the first ranked() of the logits in order: the same
   // token, sooner.
   int32_t sample(std::span<const float> logits,
                  std::span<const int32_t> history,
-                 std::span<const kernels::Ranked> best = {});
+                 std::span<const kernels::Ranked> ranking = {});
 
  private:
   uint64_t next_random();  // splitmix64
   void penalise(std::span<float> logits, std::span<const int32_t> history);
-
-  SamplingOptions options_;
-  uint64_t state_;
   void fill_candidates(std::span<const float> logits,
-                       std::span<const kernels::Ranked> best);
+                       std::span<const kernels::Ranked> ranking);
   // The i-th best, of those that there are. Sorts no more than it has to.
   const kernels::Ranked& candidate(size_t i);
 
+  SamplingOptions options_;
+  uint64_t state_;
   std::vector<float> logits_;                // after penalties
   std::vector<kernels::Ranked> candidates_;  // of the next token
   size_t in_order_ = 0;  // of them the first, best first; the rest in any order
