@@ -322,7 +322,8 @@ void multiply_tile(const FixedScratch& panel,
                    const PanelGroups& groups,
                    const FixedRows& x,
                    size_t t,
-                   float* acc) {
+                   float* acc,
+                   SpreadPrefetch* ahead) {
   const size_t group = x.layout.group_size();
   const size_t stride = x.layout.row_bytes();
   const std::byte* row = x.rows + t * stride;
@@ -341,6 +342,7 @@ void multiply_tile(const FixedScratch& panel,
         x.chains == kChunkGroups ? g % kChunkGroups : g % x.chains;
     multiply_group<kT, kOffset, kZero, kProducts>(
         at, group, values, numbers, acc + chain * kPanelRows);
+    ahead->tick();
   }
 }
 
@@ -360,8 +362,12 @@ void finish(const float* acc, size_t rows, float* y) {
   std::memcpy(y, out, rows * sizeof(float));
 }
 
-using TileFn = void (*)(
-    const FixedScratch&, const PanelGroups&, const FixedRows&, size_t, float*);
+using TileFn = void (*)(const FixedScratch&,
+                        const PanelGroups&,
+                        const FixedRows&,
+                        size_t,
+                        float*,
+                        SpreadPrefetch*);
 
 template <Products kProducts>
 constexpr size_t kTokens =
@@ -417,11 +423,17 @@ void multiply_block(const WeightRows& w,
   constexpr int kZero = kProducts == Products::kPlain ? Codes::kZero : 0;
   const size_t tiles = (tokens + kMost - 1) / kMost;
   const auto multiply = [&](const PanelGroups& at) HWY_ATTR {
+    SpreadPrefetch ahead(w,
+                         r + kPanelRows,
+                         kPanelRows,
+                         at.group * group,
+                         at.group_end * group,
+                         tiles * (at.group_end - at.group));
     for (size_t i = 0; i < tiles; ++i) {
       const size_t t = tokens * i / tiles;
       const size_t n = tokens * (i + 1) / tiles - t;
       kTiles<Codes::kOffset, kZero, kProducts>[n - 1](
-          *scratch, at, x, t0 + t, scratch->acc + t * kTokenFloats);
+          *scratch, at, x, t0 + t, scratch->acc + t * kTokenFloats, &ahead);
     }
   };
   for (size_t g = 0; g < groups; g += step) {

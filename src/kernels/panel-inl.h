@@ -386,14 +386,10 @@ template <class Codes>
 void fill_split_scales(const WeightRows& w,
                        const PanelPlace& place,
                        FixedScratch* scratch) {
-  const RowPrefetch prefetch(w, kChunkGroups * Codes::group_size(), kPanelRows);
   const Codes first(w, place.row);
   for (size_t g = place.group; g < place.group_end; g += kChunkGroups) {
     const size_t c = g / kChunkGroups;
     for (size_t v = 0; v < kVectors; ++v) {
-      for (size_t i = 0; i < kN; ++i) {
-        prefetch.step(place.row + v * kN + i, c);
-      }
       const uint8_t* scales[kN];
       const uint8_t* biases[kN];
       place.rows_from(first.scales_of(c), place.bytes.scales, v * kN, scales);
@@ -405,7 +401,7 @@ void fill_split_scales(const WeightRows& w,
   }
 }
 
-// Scales and offsets. Asks for the bytes of the next panel.
+// Scales and offsets.
 template <class Codes>
 void fill_scales(const WeightRows& w,
                  const PanelPlace& place,
@@ -418,14 +414,12 @@ void fill_scales(const WeightRows& w,
     }
   }
   const size_t count = place.group_end - place.group;
-  const RowPrefetch prefetch(w, kChunkGroups * kGroup, kPanelRows);
   for (size_t v = 0; v < kVectors; ++v) {
     for (size_t i = 0; i < kN; ++i) {
       const Codes row(w, place.row_at(v * kN + i));
       for (size_t g = place.group; g < place.group_end; g += kChunkGroups) {
         const size_t c = g / kChunkGroups;
         const size_t at = i * kPanelGroups + g - place.group;
-        prefetch.step(place.row + v * kN + i, c);
         F8 scale;
         F8 offset;
         row.scales(c, std::min(kChunkGroups, groups - g), &scale, &offset);

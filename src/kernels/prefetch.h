@@ -45,4 +45,42 @@ class RowPrefetch {
   size_t ahead_;
 };
 
+// Asks for a range of columns of some rows a little at a time, while others are
+// multiplied: all at once, requests wait for each other and the core for them.
+class SpreadPrefetch {
+ public:
+  // Rows [row, row + rows), columns [begin, end), in `ticks` portions.
+  SpreadPrefetch(const WeightRows& w,
+                 size_t row,
+                 size_t rows,
+                 size_t begin,
+                 size_t end,
+                 size_t ticks)
+      : row_bytes_(mlx_flash::row_bytes(w.format, w.cols).weight),
+        at_(reinterpret_cast<uintptr_t>(w.weight) + row * row_bytes_ +
+            begin * row_bytes_ / w.cols),
+        bytes_((end - begin) * row_bytes_ / w.cols),
+        rows_(rows),
+        ticks_(ticks) {}
+
+  // The next portion. An address past the matrix is never loaded from, nor does
+  // it fault.
+  __attribute__((always_inline)) void tick() {
+    for (due_ += rows_; due_ >= ticks_; due_ -= ticks_) {
+      for (size_t i = 0; i < bytes_; i += 64) {
+        __builtin_prefetch(reinterpret_cast<const void*>(at_ + i), 0, 2);
+      }
+      at_ += row_bytes_;
+    }
+  }
+
+ private:
+  size_t row_bytes_;
+  uintptr_t at_;
+  size_t bytes_;
+  size_t rows_;
+  size_t ticks_;
+  size_t due_ = 0;
+};
+
 }  // namespace mlx_flash::kernels
