@@ -169,9 +169,7 @@ class Writer {
 
 }  // namespace
 
-namespace {
-
-Json config_of(const TinyModel& model) {
+Json tiny_config(const TinyModel& model) {
   Json config = {{"model_type", "llama"},
                  {"hidden_size", model.hidden_size},
                  {"num_hidden_layers", model.num_hidden_layers},
@@ -221,6 +219,8 @@ Json config_of(const TinyModel& model) {
   }
   return config;
 }
+
+namespace {
 
 // Widths that are not whole groups are kept dense.
 WeightFormat fitting(const TinyModel& model, uint32_t cols) {
@@ -293,7 +293,7 @@ uint32_t write_attention(const TinyModel& model,
 Status write_tiny_model(const TinyModel& model, const std::string& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
-  std::ofstream(folder + "/config.json") << config_of(model).dump(1);
+  std::ofstream(folder + "/config.json") << tiny_config(model).dump(1);
 
   Writer out(model.seed);
   const uint32_t hidden = model.hidden_size;

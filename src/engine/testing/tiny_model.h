@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 
+#include "base/json.h"
 #include "base/status.h"
 #include "base/weight_format.h"
 
@@ -40,6 +41,9 @@ struct TinyModel {
   WeightFormat format = dense_format(DType::kF32);
   uint64_t seed = 1;
 };
+
+// Its config.json.
+Json tiny_config(const TinyModel& model);
 
 // Writes config.json and model.safetensors into `folder`, which it makes.
 // REQUIRES: format accepts all widths of the model.
