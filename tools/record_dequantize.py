@@ -128,12 +128,27 @@ def gguf_rows(rng, folder):
         yield row(name, 0, values, "float16", data, None, None, w)
 
 
+def fp8_rows(rng):
+    """As `sanitize` of mlx-lm's deepseek_v3 does it, for one row: the scales
+    are those of blocks of 128 columns."""
+    for size in (1.0, 3e-4, 1e-38, 1e38):
+        codes = rng.integers(0, 256, 300, dtype=np.uint8)
+        codes[:128] = np.arange(128)  # up to NaN
+        scales = (rng.standard_normal(3) * size).astype(np.float32)
+        weight = mx.from_fp8(mx.array(codes), dtype=mx.bfloat16)
+        weight = mx.pad(weight, ((0, 84),)).reshape(3, 128)
+        values = (weight * mx.array(scales)[:, None]).astype(mx.bfloat16)
+        parts = [codes.tobytes(), scales.tobytes(), None]
+        yield row("fp8", 8, 1, "float32", *parts, values.reshape(-1)[:300])
+
+
 def main():
     mx.set_default_device(mx.cpu)
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as folder:
         lines = [*affine_rows(rng), *float_code_rows(rng)]
         lines += gguf_rows(rng, pathlib.Path(folder))
+    lines += fp8_rows(np.random.default_rng(2))
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text("\n".join(lines) + "\n")
     print(len(lines), "rows,", OUT.stat().st_size, "bytes")

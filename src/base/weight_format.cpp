@@ -22,6 +22,7 @@ constexpr Block kBlocks[] = {
     {WeightKind::kMxfp4, 32, 16, 4, "mxfp4"},
     {WeightKind::kMxfp8, 32, 32, 8, "mxfp8"},
     {WeightKind::kNvfp4, 16, 8, 4, "nvfp4"},
+    {WeightKind::kFp8, 1, 1, 8, "fp8"},  // any number of columns
     {WeightKind::kQ4_0, 32, 18, 4, "Q4_0"},
     {WeightKind::kQ4_1, 32, 20, 4, "Q4_1"},
     {WeightKind::kQ5_0, 32, 22, 5, "Q5_0"},
@@ -58,6 +59,7 @@ size_t dtype_bytes(DType dtype) {
       return 2;
     case DType::kU8:
     case DType::kI8:
+    case DType::kF8E4M3:
       return 1;
   }
   return 0;
@@ -81,6 +83,8 @@ std::string_view dtype_name(DType dtype) {
       return "int32";
     case DType::kI64:
       return "int64";
+    case DType::kF8E4M3:
+      return "float8_e4m3";
   }
   return "unknown";
 }
@@ -103,9 +107,19 @@ RowBytes row_bytes(const WeightFormat& format, size_t cols) {
     case WeightKind::kMxfp8:
     case WeightKind::kNvfp4:
       return {.weight = groups * block_of(format.kind).bytes, .scales = groups};
+    case WeightKind::kFp8:
+      return {.weight = cols,
+              .scales = (cols + kFp8Block - 1) / kFp8Block * sizeof(float)};
     default:
       return {.weight = groups * block_of(format.kind).bytes};
   }
+}
+
+size_t matrix_bytes(const WeightFormat& format, size_t rows, size_t cols) {
+  const RowBytes row = row_bytes(format, cols);
+  const size_t shared = format.scale_rows();
+  return rows * (row.weight + row.biases) +
+         (rows + shared - 1) / shared * row.scales;
 }
 
 bool format_accepts(const WeightFormat& format, size_t cols) {

@@ -6,6 +6,8 @@
 //   affine     w = fma(scale, q, bias), scale and bias widened to float32
 //   mxfp4      w = e2m1(q) * 2^(scale - 127)
 //   mxfp8      w = e4m3(q) * 2^(scale - 127)
+//   fp8        w = bfloat16(e4m3(q) * scale), the product and the nearest of
+//              bfloat16 rounded to even: what mlx-lm makes of it
 //   nvfp4      w = e2m1(q) * e4m3(scale)
 //   Q4_0       w = d * (q - 8)
 //   Q4_1       w = fma(d, q, m)

@@ -137,6 +137,16 @@ TEST(Dequantize, HandWorkedFloatingPointCodes) {
     EXPECT_TRUE(same_bits(mx[i], 4 * value)) << i;
     EXPECT_TRUE(same_bits(nv[i], -3 * value)) << i;
   }
+  // Blocks of 128 columns: the products 1/3 and 1/5 rounded to bfloat16, and a
+  // block that is cut off.
+  std::vector<uint8_t> ones(130, 0x38);
+  const std::vector<uint8_t> third_fifth = {
+      0xAB, 0xAA, 0xAA, 0x3E, 0xCD, 0xCC, 0x4C, 0x3E};
+  const auto f8 =
+      dequantized(block_format(WeightKind::kFp8), 130, ones, third_fifth);
+  for (size_t i = 0; i < 130; ++i) {
+    EXPECT_EQ(f8[i], i < 128 ? 0x1.56p-2f : 0x1.9ap-3f) << i;
+  }
   std::vector<uint8_t> eight(32, 0);
   const uint8_t some[] = {0x00, 0x01, 0x07, 0x08, 0x38, 0x7E, 0x80, 0xB8, 0xFE};
   std::copy(std::begin(some), std::end(some), eight.begin());
@@ -227,7 +237,7 @@ TEST(Dequantize, AgreesWithMlx) {
     }
     ++rows;
   }
-  EXPECT_EQ(rows, 72);
+  EXPECT_EQ(rows, 76);
 }
 
 // ggml's formats bit for bit: products of a float16, a sub-block scale and a

@@ -136,6 +136,7 @@ bool integer_coded(const WeightFormat& format) {
     case WeightKind::kF16:
     case WeightKind::kBF16:
     case WeightKind::kMxfp8:
+    case WeightKind::kFp8:
       return false;
     default:
       return true;

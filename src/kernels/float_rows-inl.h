@@ -99,6 +99,64 @@ class Mxfp8 {
   const uint8_t* scales_;
 };
 
+// The nearest bfloat16, ties to even. NaN stays NaN: its payload is lost.
+HWY_INLINE VF round_to_bf16(VF v) {
+  const auto bits = hn::BitCast(DU(), v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(DU(), 1));
+  const auto half = hn::Add(odd, hn::Set(DU(), 0x7FFF));
+  const auto rounded = hn::And(hn::Add(bits, half), hn::Set(DU(), 0xFFFF0000u));
+  return hn::IfThenElse(hn::Ne(v, v), v, hn::BitCast(DF(), rounded));
+}
+
+class Fp8 {
+ public:
+  Fp8(const WeightRows& w, size_t r)
+      : p_(bytes_of(w.weight, r * w.cols)),
+        scales_(bytes_of(w.scales,
+                         (w.rows_above + r) / kFp8Block *
+                             row_bytes(w.format, w.cols).scales)) {}
+  static constexpr size_t group_size() { return 16; }
+
+  template <class Sink>
+  HWY_INLINE void group(size_t g, const Sink& sink) const {
+    const VF scale = scale_of(g);
+    const uint8_t* p = p_ + g * 16;
+    emit16(sink, 0, [&](auto i) FLASH_INLINE_LAMBDA {
+      return value(p + i * kN, scale);
+    });
+  }
+
+  // As Dense's.
+  HWY_INLINE Acc16 tail(size_t cols, size_t n) const {
+    alignas(64) uint8_t raw[16] = {};
+    alignas(64) float values[16];
+    std::memcpy(raw, p_ + cols - n, n);
+    const VF scale = scale_of(cols / 16);
+    for_parts([&](auto i) FLASH_INLINE_LAMBDA {
+      hn::Store(value(raw + i * kN, scale), DF(), values + i * kN);
+    });
+    for (size_t i = n; i < 16; ++i) values[i] = -0.0f;
+    return load16(values);
+  }
+
+ private:
+  // Of group g: the file need not have aligned it.
+  HWY_INLINE VF scale_of(size_t g) const {
+    float scale;
+    std::memcpy(&scale, scales_ + g * 16 / kFp8Block * sizeof(float), 4);
+    return hn::Set(DF(), scale);
+  }
+  static HWY_INLINE VF value(const uint8_t* p, VF scale) {
+    const hn::Rebind<uint8_t, DF> d8;
+    const hn::Rebind<uint16_t, DF> d16;
+    const auto code = hn::PromoteTo(d16, hn::LoadU(d8, p));
+    return round_to_bf16(hn::Mul(e4m3(DF(), code), scale));
+  }
+
+  const uint8_t* p_;
+  const uint8_t* scales_;
+};
+
 // Has values that fill no group of sixteen at the end of a row.
 template <class Decoder>
 constexpr bool kHasTail = requires(const Decoder& d) {

@@ -148,8 +148,8 @@ void matvec(benchmark::State& state,
             const WeightFormat& format,
             int threads) {
   const size_t cols = bench.sizes().cols;
-  const size_t rows = std::max<size_t>(
-      16, bench.sizes().bytes / row_bytes(format, cols).total());
+  const size_t rows =
+      std::max<size_t>(16, bench.sizes().bytes / matrix_bytes(format, 1, cols));
   Random random(1);
   const TestMatrix m(format, rows, cols, random);
   const auto x = random_floats(cols, random);

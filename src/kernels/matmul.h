@@ -7,7 +7,7 @@
 // rows of x, any split into tiles and threads, and on every instruction set.
 //
 // A. Weights that are floating-point numbers (float32, float16, bfloat16,
-//    mxfp8), and rows of x that do not fit fixed point:
+//    mxfp8, fp8), and rows of x that do not fit fixed point:
 //
 //   1. w[k] is the exactly dequantised float32 value of the format
 //      (kernels/dequantize.h states each).
@@ -62,6 +62,9 @@ struct WeightRows {
   const std::byte* weight = nullptr;
   const std::byte* scales = nullptr;  // split formats
   const std::byte* biases = nullptr;  // affine
+  // Rows above row 0 that share its row of scales, to which `scales` points
+  // (fp8: a tile may begin inside of a block).
+  size_t rows_above = 0;
 };
 
 // `tokens` rows of x.

@@ -192,8 +192,8 @@ TEST(Matmul, InfinitiesAndNansInScalesReachTheSameOutputs) {
       // All bits set is NaN or infinite in every kind of scale and number.
       std::memset(m.weight() + 2 * bytes.weight, 0xFF, bytes.weight);
       if (bytes.scales > 0) {
-        std::memset(m.scales() + 3 * bytes.scales, 0xFF, bytes.scales);
-        std::memset(m.scales() + 4 * bytes.scales, 0, bytes.scales);
+        std::memset(m.scales_of(3), 0xFF, bytes.scales);
+        std::memset(m.scales_of(4), 0, bytes.scales);
       }
       auto x = random_floats(2 * cols, random);
       x[cols + 5] = INFINITY;

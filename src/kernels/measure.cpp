@@ -59,8 +59,7 @@ class Copies {
  public:
   Copies(const WeightFormat& format, const MeasureOptions& options)
       : format_(format), rows_(options.rows), cols_(options.cols) {
-    const RowBytes bytes = row_bytes(format, cols_);
-    copy_bytes_ = bytes.total() * rows_;
+    copy_bytes_ = matrix_bytes(format, rows_, cols_);
     count_ = std::max<size_t>(1, options.weight_bytes / copy_bytes_);
     lines_.resize(lines_for(count_ * copy_bytes_));
     uint64_t state = 1;

@@ -34,8 +34,7 @@ TEST(MeasureKernels, GivesAFigureForEveryFormatAndNumberOfTokens) {
     EXPECT_GT(k.mix_share, 0) << format_name(k.format);
     // Two operations for each weight and token.
     const double weights = 256.0 * 40;
-    const double bytes =
-        static_cast<double>(row_bytes(k.format, 256).total()) * 40;
+    const auto bytes = static_cast<double>(matrix_bytes(k.format, 40, 256));
     EXPECT_NEAR(k.flops / k.bytes_per_s,
                 2 * weights * static_cast<double>(k.tokens) / bytes,
                 1e-6 * k.flops / k.bytes_per_s);

@@ -187,12 +187,18 @@ CodedWeight block_weight(WeightKind kind, const std::byte* b, size_t i) {
   }
 }
 
+// The row of scales of row r.
+const std::byte* scales_of(const WeightRows& w, size_t r) {
+  const RowBytes bytes = row_bytes(w.format, w.cols);
+  return w.scales + (w.rows_above + r) / w.format.scale_rows() * bytes.scales;
+}
+
 }  // namespace
 
 CodedWeight coded_weight(const WeightRows& w, size_t r, size_t k) {
   const RowBytes bytes = row_bytes(w.format, w.cols);
   const std::byte* row = w.weight + r * bytes.weight;
-  const std::byte* scales = w.scales + r * bytes.scales;
+  const std::byte* scales = scales_of(w, r);
   const size_t group = k / w.format.group_size;
   switch (w.format.kind) {
     case WeightKind::kAffine:
@@ -228,7 +234,11 @@ float weight(const WeightRows& w, size_t r, size_t k) {
       return number_at(row, DType::kBF16, k);
     case WeightKind::kMxfp8:
       return e4m3(byte_at(row, k)) *
-             power_of_two(byte_at(w.scales + r * bytes.scales, k / 32));
+             power_of_two(byte_at(scales_of(w, r), k / 32));
+    case WeightKind::kFp8: {
+      const float scale = number_at(scales_of(w, r), DType::kF32, k / 128);
+      return bfloat_to_float(float_to_bfloat(e4m3(byte_at(row, k)) * scale));
+    }
     default: {
       const CodedWeight c = coded_weight(w, r, k);
       const auto code = static_cast<float>(c.code);

@@ -83,9 +83,19 @@ TestMatrix::TestMatrix(const WeightFormat& format,
     : misalignment_(misalignment) {
   const RowBytes bytes = row_bytes(format, cols);
   weight_.resize(misalignment + rows * bytes.weight);
-  scales_.resize(misalignment + rows * bytes.scales);
+  const size_t shared = format.scale_rows();
+  const size_t above = shared == 1 ? 0 : shared - 1 - random() % 4;
+  scales_.resize(misalignment +
+                 (above + rows + shared - 1) / shared * bytes.scales);
   biases_.resize(misalignment + rows * bytes.biases);
   fill_bytes(weight(), rows * bytes.weight, random);
+  if (format.kind == WeightKind::kMxfp8 || format.kind == WeightKind::kFp8) {
+    for (size_t i = 0; i < rows * cols; ++i) {  // no NaN
+      if ((weight()[i] & std::byte{0x7F}) == std::byte{0x7F}) {
+        weight()[i] ^= std::byte{1};
+      }
+    }
+  }
   const size_t groups = rows * (cols / format.group_size);
   switch (format.kind) {
     case WeightKind::kF32:
@@ -101,13 +111,13 @@ TestMatrix::TestMatrix(const WeightFormat& format,
       fill_numbers(scales(), groups, format.scale_dtype, random);
       fill_numbers(biases(), groups, format.scale_dtype, random);
       break;
+    case WeightKind::kFp8:
+      fill_numbers(scales(),
+                   (scales_.size() - misalignment) / sizeof(float),
+                   DType::kF32,
+                   random);
+      break;
     case WeightKind::kMxfp8:
-      for (size_t i = 0; i < rows * cols; ++i) {  // no NaN
-        if ((weight()[i] & std::byte{0x7F}) == std::byte{0x7F}) {
-          weight()[i] ^= std::byte{1};
-        }
-      }
-      [[fallthrough]];
     case WeightKind::kMxfp4:
     case WeightKind::kNvfp4:
       fill_scales(scales(), groups, format.kind, random);
@@ -127,7 +137,7 @@ TestMatrix::TestMatrix(const WeightFormat& format,
       }
     }
   }
-  rows_ = {format, rows, cols, weight(), scales(), biases()};
+  rows_ = {format, rows, cols, weight(), scales(), biases(), above};
 }
 
 size_t TestMatrix::bytes() const {

@@ -16,7 +16,8 @@ namespace mlx_flash::kernels {
 using Random = std::mt19937_64;
 
 // Owns the parts of a matrix. Each part ends where its allocation ends, so that
-// a sanitizer sees any read past it, and starts `misalignment` bytes off.
+// a sanitizer sees any read past it, and starts `misalignment` bytes off. Where
+// rows share scales, row 0 is one of the last of a block.
 class TestMatrix {
  public:
   TestMatrix(const WeightFormat& format,
@@ -28,6 +29,12 @@ class TestMatrix {
   const WeightRows& rows() const { return rows_; }
   std::byte* weight() { return weight_.data() + misalignment_; }
   std::byte* scales() { return scales_.data() + misalignment_; }
+  // The row of scales of row r.
+  std::byte* scales_of(size_t r) {
+    const size_t shared = rows_.format.scale_rows();
+    return scales() + (rows_.rows_above + r) / shared *
+                          row_bytes(rows_.format, rows_.cols).scales;
+  }
   std::byte* biases() { return biases_.data() + misalignment_; }
   size_t bytes() const;  // of all parts
 

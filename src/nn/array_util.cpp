@@ -20,6 +20,7 @@ mx::Dtype mlx_dtype(DType dtype) {
     case DType::kU32:
       return mx::uint32;
     case DType::kU8:
+    case DType::kF8E4M3:  // as mx.load has it
       return mx::uint8;
     case DType::kI8:
       return mx::int8;
