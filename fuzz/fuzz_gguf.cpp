@@ -34,7 +34,7 @@ void open_all(std::span<const std::byte> bytes) {
         checkpoint->matrix(path, tensor.shape[0], tensor.shape[1]);
     if (!matrix.ok()) continue;
     FLASH_CHECK(matrix->weight.bytes ==
-                row_bytes(matrix->format, matrix->cols).total() * matrix->rows);
+                matrix_bytes(matrix->format, matrix->rows, matrix->cols));
   }
 }
 

@@ -105,6 +105,7 @@ Status WeightStore::add_projection(const ExpertSource& source,
   FLASH_ASSIGN_OR_RETURN(const ExpertMatrices from,
                          checkpoint_.experts(source));
   const RowBytes row = row_bytes(from.format, from.cols);
+  const auto shared_by = static_cast<uint32_t>(from.format.scale_rows());
   ExpertMatrix matrix;
   matrix.format = from.format;
   matrix.rows = from.rows;
@@ -114,7 +115,10 @@ Status WeightStore::add_projection(const ExpertSource& source,
   for (const ExpertMatrices::Parts& parts : from.experts) {
     matrix.parts.push_back(
         {MatrixPart{parts.weight.file, parts.weight.offset, row.weight},
-         MatrixPart{parts.scales.file, parts.scales.offset, row.scales},
+         MatrixPart{.file = parts.scales.file,
+                    .offset = parts.scales.offset,
+                    .row_bytes = row.scales,
+                    .shared_by = shared_by},
          MatrixPart{parts.biases.file, parts.biases.offset, row.biases}});
     weights_bytes_ +=
         parts.weight.bytes + parts.scales.bytes + parts.biases.bytes;

@@ -386,12 +386,8 @@ void ExpertPass::multiply(uint32_t index, const Rows& rows) {
                 : rows.matrix == 0 ? memory_.gates
                                    : memory_.ups;
   float* y = base + offset * matrix.rows;
-  const kernels::WeightRows w = {.format = matrix.format,
-                                 .rows = rows.row_end - rows.row_begin,
-                                 .cols = matrix.cols,
-                                 .weight = rows.part[0],
-                                 .scales = rows.part[1],
-                                 .biases = rows.part[2]};
+  const kernels::WeightRows w =
+      expert_rows(matrix, grouped_.experts[index], rows);
   context_.pool->parallel_for(
       w.rows, kRowGrain, [&](size_t begin, size_t end, int thread) {
         kernels::matmul(w,

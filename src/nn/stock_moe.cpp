@@ -5,6 +5,8 @@
 // see a compact array of the experts that are needed; an index names the same
 // matrix there as in the whole one, so the bits are the same.
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -14,6 +16,7 @@
 #include "nn/moe.h"
 #include "nn/stock_ops.h"
 #include "nn/stock_weight.h"
+#include "nn/table_rows.h"
 
 namespace mlx_flash::nn::stock {
 namespace {
@@ -153,14 +156,8 @@ void put_piece(const MoeBlock& block,
   for (uint32_t i = 0; i < piece.rows_count; ++i) {
     const ExpertStream::Rows& rows = piece.rows[i];
     const ExpertMatrix& matrix = layer.matrices[rows.matrix];
-    const uint32_t count = rows.row_end - rows.row_begin;
-    const kernels::WeightRows w = {.format = matrix.format,
-                                   .rows = count,
-                                   .cols = matrix.cols,
-                                   .weight = rows.part[0],
-                                   .scales = rows.part[1],
-                                   .biases = rows.part[2]};
-    for (uint32_t r = 0; r < count; ++r) {
+    const kernels::WeightRows w = expert_rows(matrix, piece.expert, rows);
+    for (uint32_t r = 0; r < w.rows; ++r) {
       const Target to = target(block, rows.matrix, rows.row_begin + r);
       const bool down = to.projection + 1 == kProjections;
       const size_t row =
@@ -280,6 +277,24 @@ mx::array switch_glu(Context& context,
   return mx::squeeze(y, -2, s);
 }
 
+// MLX's CPU has no gather_mm but for float32. `x`: what experts are given.
+Status can_multiply(const ExpertLayer& layer,
+                    const Gathered& experts,
+                    const mx::array& x,
+                    mx::Stream s) {
+  if (s.device != mx::Device::cpu) return Status();
+  for (const Destination& to : experts.matrices) {
+    if (to.weight.scales) continue;
+    const mx::Dtype dtype = mx::result_type(x, to.weight.weight);
+    if (dtype == mx::float32) continue;
+    return unsupported(fmt::format(
+        "{}: MLX cannot multiply experts in {} on the CPU; use --kernels fast",
+        layer.name,
+        dtype == mx::bfloat16 ? "bfloat16" : "float16"));
+  }
+  return Status();
+}
+
 mx::array shared_expert(Context& context,
                         const SharedExpert& shared,
                         const mx::array& x) {
@@ -309,6 +324,11 @@ mx::array add_experts(Context& context,
   if (!context.failure.ok()) return h;
   const std::optional<Gathered> experts = gather(context, block, indices);
   if (!experts) return h;
+  const ExpertLayer& layer = context.expert_layers[block.experts.layer];
+  if (const Status can = can_multiply(layer, *experts, x, s); !can.ok()) {
+    context.fail(can);
+    return h;
+  }
   mx::array y = switch_glu(context, block, *experts, x, indices);
   const mx::Dtype dtype = y.dtype();
   y = mx::sum(

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "nn/stock_weight.h"
 
+#include <bit>
 #include <cstring>
+#include <vector>
 
 #include "kernels/dequantize.h"
 #include "nn/array_util.h"
@@ -14,6 +16,7 @@ mx::Dtype weight_dtype(const WeightFormat& format) {
     case WeightKind::kF16:
       return mx::float16;
     case WeightKind::kBF16:
+    case WeightKind::kFp8:
       return mx::bfloat16;
     default:
       return format.split() ? mx::uint32 : mx::float32;
@@ -25,9 +28,20 @@ mx::Dtype scale_dtype(const WeightFormat& format) {
                                             : mx::uint8;
 }
 
-// GGUF's block formats are dequantised; all others keep their bytes.
-bool is_block(const WeightFormat& format) {
+// fp8 and GGUF's block formats are; all others keep their bytes.
+bool is_dequantised(const WeightFormat& format) {
   return format.kind > WeightKind::kNvfp4;
+}
+
+// Row `r` as bfloat16, which fp8's values are.
+void put_bfloat_row(const kernels::WeightRows& rows, size_t r, std::byte* out) {
+  std::vector<float> values(rows.cols);
+  kernels::dequantize_row(rows, r, values.data());
+  for (size_t k = 0; k < rows.cols; ++k) {
+    const auto high =
+        static_cast<uint16_t>(std::bit_cast<uint32_t>(values[k]) >> 16);
+    std::memcpy(out + 2 * k, &high, 2);
+  }
 }
 
 }  // namespace
@@ -56,12 +70,12 @@ Destination new_weight(const WeightFormat& format,
     return all;
   };
   const size_t width =
-      is_block(format) ? cols : row.weight / mx::size_of(dtype);
+      is_dequantised(format) ? cols : row.weight / mx::size_of(dtype);
   std::byte* data[kTilePartsMax] = {};
   Destination out{.weight = {.weight = new_array(shape(width), dtype, &data[0]),
                              .scales = std::nullopt,
                              .biases = std::nullopt}};
-  if (row.scales != 0) {
+  if (row.scales != 0 && !is_dequantised(format)) {
     const mx::Dtype type = scale_dtype(format);
     const mx::Shape scales = shape(row.scales / mx::size_of(type));
     out.weight.scales = new_array(scales, type, &data[1]);
@@ -77,7 +91,10 @@ void put_row(const kernels::WeightRows& rows,
              size_t r,
              size_t to,
              const Destination& out) {
-  if (is_block(rows.format)) {
+  if (rows.format.kind == WeightKind::kFp8) {
+    return put_bfloat_row(rows, r, out.data[0] + to * rows.cols * 2);
+  }
+  if (is_dequantised(rows.format)) {
     kernels::dequantize_row(
         rows, r, reinterpret_cast<float*>(out.data[0]) + to * rows.cols);
     return;

@@ -3,7 +3,8 @@
 
 // Weights as arrays that MLX's own operations take: copies of what the weight
 // streams hand out, in the file's format. GGUF's blocks, which MLX does not
-// know, become float32.
+// know, become float32, and fp8 becomes bfloat16, as mlx-lm makes it when it
+// loads.
 
 #include <optional>
 

@@ -7,19 +7,23 @@ namespace mlx_flash::nn {
 namespace {
 
 template <typename View>
+// Row `row` of the matrix, of rows in memory that begin with `first`.
 kernels::WeightRows one_row(const ScheduledMatrix& matrix,
                             const View& view,
-                            size_t r) {
+                            uint64_t first,
+                            uint64_t row) {
   const std::byte* part[kTilePartsMax] = {};
   for (uint32_t p = 0; p < matrix.part_count; ++p) {
-    part[p] = view.part[p] + r * matrix.parts[p].row_bytes;
+    const MatrixPart& from = matrix.parts[p];
+    part[p] = view.part[p] + (from.begin_of(row) - from.begin_of(first));
   }
   return {.format = matrix.format,
           .rows = 1,
           .cols = matrix.cols,
           .weight = part[0],
           .scales = part[1],
-          .biases = part[2]};
+          .biases = part[2],
+          .rows_above = matrix.parts[1].above(row)};
 }
 
 // The tile of `matrix` that holds row `id`.
@@ -46,7 +50,20 @@ kernels::WeightRows tile_rows(const ScheduledMatrix& matrix,
           .cols = matrix.cols,
           .weight = view.part[0],
           .scales = view.part[1],
-          .biases = view.part[2]};
+          .biases = view.part[2],
+          .rows_above = matrix.parts[1].above(tile.row_begin)};
+}
+
+kernels::WeightRows expert_rows(const ExpertMatrix& matrix,
+                                uint32_t expert,
+                                const ExpertStream::Rows& rows) {
+  return {.format = matrix.format,
+          .rows = rows.row_end - rows.row_begin,
+          .cols = matrix.cols,
+          .weight = rows.part[0],
+          .scales = rows.part[1],
+          .biases = rows.part[2],
+          .rows_above = matrix.parts[expert][1].above(rows.row_begin)};
 }
 
 Status visit_table_rows(Context& context,
@@ -61,7 +78,7 @@ Status visit_table_rows(Context& context,
     TileStream::View view;
     if (context.tiles->peek_pinned(id, &view)) {
       const Tile& tile = context.schedule->tiles()[id];
-      visit(i, one_row(matrix, view, ids[i] - tile.row_begin));
+      visit(i, one_row(matrix, view, tile.row_begin, ids[i]));
     } else {
       absent.push_back(ids[i]);
       places.push_back(i);
@@ -69,7 +86,7 @@ Status visit_table_rows(Context& context,
   }
   if (absent.empty()) return Status();
   return context.rows->read(absent, [&](size_t i, const RowReader::View& view) {
-    visit(places[i], one_row(matrix, view, 0));
+    visit(places[i], one_row(matrix, view, view.row, view.row));
   });
 }
 

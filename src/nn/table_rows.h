@@ -13,6 +13,7 @@
 #include "kernels/matmul.h"
 #include "nn/context.h"
 #include "nn/weight_store.h"
+#include "residency/expert_stream.h"
 
 namespace mlx_flash::nn {
 
@@ -20,6 +21,11 @@ namespace mlx_flash::nn {
 kernels::WeightRows tile_rows(const ScheduledMatrix& matrix,
                               const Tile& tile,
                               const TileStream::View& view);
+
+// The same for a piece of expert `expert`.
+kernels::WeightRows expert_rows(const ExpertMatrix& matrix,
+                                uint32_t expert,
+                                const ExpertStream::Rows& rows);
 
 // The bytes of one row: a WeightRows of rows == 1, valid during the call.
 using VisitRow = std::function<void(size_t i, const kernels::WeightRows& row)>;

@@ -36,14 +36,21 @@ Linear WeightStore::add(const Matrix& matrix,
   scheduled.rows = rows;
   scheduled.cols = matrix.cols;
   scheduled.every_pass = every_pass;
-  const auto add_part = [&](const FileRange& range, uint64_t bytes) {
-    scheduled.parts[scheduled.part_count++] = {
-        range.file, range.offset + first * bytes, bytes};
-    weights_bytes_ += rows * bytes;
-  };
-  add_part(matrix.weight, row.weight);
-  if (row.scales != 0) add_part(matrix.scales, row.scales);
-  if (row.biases != 0) add_part(matrix.biases, row.biases);
+  const auto add_part =
+      [&](const FileRange& range, uint64_t bytes, size_t shared_by) {
+        MatrixPart& part = scheduled.parts[scheduled.part_count++];
+        part = {.file = range.file,
+                .offset = range.offset + first / shared_by * bytes,
+                .row_bytes = bytes,
+                .shared_by = static_cast<uint32_t>(shared_by),
+                .rows_above = static_cast<uint32_t>(first % shared_by)};
+        weights_bytes_ += part.bytes(0, rows);
+      };
+  add_part(matrix.weight, row.weight, 1);
+  if (row.scales != 0) {
+    add_part(matrix.scales, row.scales, matrix.format.scale_rows());
+  }
+  if (row.biases != 0) add_part(matrix.biases, row.biases, 1);
 
   Linear linear;
   linear.matrix = static_cast<MatrixId>(matrices_.size());

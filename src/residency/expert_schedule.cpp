@@ -16,13 +16,27 @@ namespace {
 constexpr uint64_t kClassSlack = 64;
 constexpr uint64_t kRowBytesMax = uint64_t{1} << 28;
 
-uint64_t row_bytes_of(const ExpertMatrix& matrix) {
+// Of all parts of an expert's matrix: fn(part) added up.
+template <class Fn>
+uint64_t sum_parts(const ExpertMatrix& matrix, const Fn& fn) {
   uint64_t bytes = 0;
   for (uint32_t p = 0; p < matrix.part_count; ++p) {
-    bytes += matrix.parts[0][p].row_bytes;
+    bytes += fn(matrix.parts[0][p]);
   }
-  if (!matrix.bias.empty()) bytes += matrix.bias[0].row_bytes;
+  if (!matrix.bias.empty()) bytes += fn(matrix.bias[0]);
   return bytes;
+}
+
+uint64_t bytes_of(const ExpertMatrix& matrix) {
+  return sum_parts(matrix, [&](const MatrixPart& part) {
+    return part.bytes(0, matrix.rows);
+  });
+}
+
+// About what a row adds: scales that rows share are spread over them.
+uint64_t row_bytes_of(const ExpertMatrix& matrix) {
+  return sum_parts(matrix,
+                   [](const MatrixPart& part) { return part.bytes_per_row(); });
 }
 
 struct Stretch {
@@ -68,7 +82,8 @@ Status ExpertSchedule::check(std::span<const ExpertLayer> layers) {
       for (const auto& parts : m.parts) {
         for (uint32_t p = 0; p < m.part_count; ++p) {
           if (parts[p].row_bytes == 0 || parts[p].row_bytes > kRowBytesMax ||
-              parts[p].row_bytes != m.parts[0][p].row_bytes) {
+              parts[p].row_bytes != m.parts[0][p].row_bytes ||
+              parts[p].shared_by != m.parts[0][p].shared_by) {
             return bad(fmt::format("rows of {} bytes", parts[p].row_bytes));
           }
         }
@@ -104,12 +119,14 @@ ExpertSchedule::ExpertSchedule(std::span<const ExpertLayer> layers,
 void ExpertSchedule::cut_layer(const ExpertLayer& layer,
                                uint64_t piece_bytes_max,
                                Shape& shape) {
+  uint64_t total = 0;
   for (const ExpertMatrix& m : layer.matrices) {
-    shape.bytes += m.rows * row_bytes_of(m);
+    shape.bytes += bytes_of(m);
+    total += m.rows * row_bytes_of(m);
   }
   const uint64_t most = std::max<uint64_t>(1, piece_bytes_max);
-  const uint64_t count = (shape.bytes + most - 1) / most;
-  const uint64_t target = (shape.bytes + count - 1) / count;
+  const uint64_t count = (total + most - 1) / most;
+  const uint64_t target = (total + count - 1) / count;
   Cut cut;
   uint64_t filled = 0;
   for (size_t i = 0; i < layer.matrices.size(); ++i) {
@@ -142,8 +159,8 @@ void ExpertSchedule::layout(SlabId slab,
   std::array<Stretch, kExpertRangesMax> stretches;
   size_t count = 0;
   const auto need = [&](const MatrixPart& part, const auto& rows, auto* at) {
-    const uint64_t begin = part.offset + rows.row_begin * part.row_bytes;
-    const uint64_t end = part.offset + rows.row_end * part.row_bytes;
+    const uint64_t begin = part.begin_of(rows.row_begin);
+    const uint64_t end = part.end_before(rows.row_end);
     stretches[count++] = {part.file, begin, end, at};
     out->bytes += end - begin;
   };
@@ -271,7 +288,7 @@ Status ExpertSchedule::check_files(std::span<const File> files) const {
     }
     const uint64_t left =
         file.size() > part.offset ? file.size() - part.offset : 0;
-    if (rows > left / part.row_bytes) {
+    if (part.bytes(0, rows) > left) {
       return invalid_input(
           fmt::format("{}: {} rows of {}, expert {}, at offset {} reach past "
                       "the end ({} bytes)",

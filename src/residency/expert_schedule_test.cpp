@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "residency/expert_share.h"
 #include "residency/plan.h"
 
@@ -85,6 +87,47 @@ TEST(ExpertSchedule, PiecesCoverEveryRowOnceInOrder) {
     }
     EXPECT_EQ(matrix, 3u);
   }
+}
+
+// Scales of 24 rows: pieces that begin inside of a block read its row again.
+TEST(ExpertSchedule, PiecesHaveWhatTheirRowsShare) {
+  auto layers = make_layers(1, 4, 1000, true);
+  for (ExpertMatrix& m : layers[0].matrices) {
+    m.part_count = 2;
+    for (auto& parts : m.parts) {
+      parts[1] = {.file = 1,
+                  .offset = parts[0].offset,
+                  .row_bytes = 10,
+                  .shared_by = 24};
+    }
+  }
+  ASSERT_TRUE(ExpertSchedule::check(layers).ok());
+  const ExpertSchedule whole(layers, 1 << 20, kAlignment);
+  EXPECT_EQ(whole.pieces_of(0), 1u);
+  EXPECT_EQ(whole.slab_bytes(0), 3u * (64 * 1000 + 3 * 10));
+  EXPECT_EQ(whole.piece_bytes(0, 0), whole.slab_bytes(0));
+  const ExpertSchedule cut(layers, 10'000, kAlignment);
+  ExpertPieceLayout layout;
+  for (uint32_t i = 0; i < cut.pieces_of(0); ++i) {
+    cut.layout(cut.slab(0, 2), i, &layout);
+    for (uint32_t r = 0; r < layout.rows_count; ++r) {
+      const auto& rows = layout.rows[r];
+      const uint64_t want = layers[0].matrices[rows.matrix].parts[2][1].offset +
+                            rows.row_begin / 24 * 10;
+      const auto holds = [&](const ExpertRange& range) {
+        return range.file == 1 && range.home <= rows.at[1] &&
+               range.offset + (rows.at[1] - range.home) == want &&
+               rows.at[1] - range.home + 10 <= range.bytes_min;
+      };
+      EXPECT_TRUE(std::any_of(layout.ranges.begin(),
+                              layout.ranges.begin() + layout.range_count,
+                              holds))
+          << i;
+    }
+  }
+  for (auto& parts : layers[0].matrices[0].parts) parts[1].shared_by = 25;
+  layers[0].matrices[0].parts[3][1].shared_by = 24;
+  EXPECT_FALSE(ExpertSchedule::check(layers).ok());
 }
 
 TEST(ExpertSchedule, SizesThatDifferBySlackAreOneClass) {

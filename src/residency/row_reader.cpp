@@ -73,7 +73,7 @@ Result<std::unique_ptr<RowReader>> RowReader::create(
     const uint64_t left =
         part.offset > file.size() ? 0 : file.size() - part.offset;
     if (part.row_bytes == 0 || part.row_bytes > (uint64_t{1} << 30) ||
-        matrix.rows > left / part.row_bytes) {
+        matrix.rows > UINT32_MAX || part.bytes(0, matrix.rows) > left) {
       return invalid_input(
           fmt::format("{}: {}: {} rows of {} bytes at offset {} reach past the "
                       "end ({} bytes)",
@@ -100,8 +100,7 @@ RowReader::View RowReader::view_of(const Slot& slot) const {
   const std::byte* at = memory_of(slot);
   for (uint32_t i = 0; i < matrix_.part_count; ++i) {
     const MatrixPart& part = matrix_.parts[i];
-    const uint64_t offset = part.offset + slot.row * part.row_bytes;
-    view.part[i] = at + offset % alignment_;
+    view.part[i] = at + part.begin_of(slot.row) % alignment_;
     at += part_room_[i];
   }
   return view;
@@ -130,7 +129,7 @@ void RowReader::start(Slot& slot, uint64_t row) {
   std::byte* to = memory_of(slot);
   for (uint32_t i = 0; i < matrix_.part_count; ++i) {
     const MatrixPart& part = matrix_.parts[i];
-    const uint64_t begin = part.offset + row * part.row_bytes;
+    const uint64_t begin = part.begin_of(row);
     const uint64_t end = begin + part.row_bytes;
     ReadRequest& r = slot.parts[i];
     r.file = &files_[part.file];

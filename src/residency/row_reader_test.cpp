@@ -43,7 +43,8 @@ class RowReaderTest : public testing::Test {
             const MatrixPart& part = matrix.parts[p];
             std::vector<std::byte> want(part.row_bytes);
             sim_fill(files[part.file].path(),
-                     part.offset + rows[i] * part.row_bytes,
+                     part.offset + (part.rows_above + rows[i]) /
+                                       part.shared_by * part.row_bytes,
                      want);
             EXPECT_EQ(std::memcmp(want.data(), view.part[p], want.size()), 0)
                 << "row " << rows[i] << " part " << p;
@@ -75,6 +76,19 @@ TEST_F(RowReaderTest, GivesTheBytesOfAnyRowsInAnyOrder) {
     }
     EXPECT_TRUE(read({0, 99, 99, 0}).ok());
   }
+}
+
+TEST_F(RowReaderTest, GivesTheBytesThatRowsShare) {
+  matrix.parts[1].shared_by = 7;
+  matrix.parts[1].rows_above = 3;
+  open({}, 5);
+  EXPECT_TRUE(read({0, 3, 4, 99, 10, 11, 12, 4, 0}).ok());
+  // (3 + 99) / 7 = 14: fifteen rows are there, and must be.
+  files[1] = File::described("scales", 13 + 15 * 90, 512);
+  matrix.part_count = 2;
+  EXPECT_TRUE(RowReader::create(matrix, 512, files, *queue, 5).ok());
+  files[1] = File::described("scales", 13 + 15 * 90 - 1, 512);
+  EXPECT_FALSE(RowReader::create(matrix, 512, files, *queue, 5).ok());
 }
 
 TEST_F(RowReaderTest, KeepsRecentRowsAndReadsThemOnce) {

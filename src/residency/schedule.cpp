@@ -12,7 +12,7 @@ namespace {
 uint64_t bytes_per_row(const ScheduledMatrix& matrix) {
   uint64_t bytes = 0;
   for (uint32_t i = 0; i < matrix.part_count; ++i) {
-    bytes += matrix.parts[i].row_bytes;
+    bytes += matrix.parts[i].bytes_per_row();
   }
   return bytes;
 }
@@ -32,8 +32,8 @@ Tile make_tile(const ScheduledMatrix& matrix,
     const MatrixPart& from = matrix.parts[i];
     TilePart& part = tile.parts[i];
     part.file = from.file;
-    part.offset = from.offset + begin * from.row_bytes;
-    part.bytes = (end - begin) * from.row_bytes;
+    part.offset = from.begin_of(begin);
+    part.bytes = from.bytes(begin, end);
     part.aligned_offset = part.offset / alignment * alignment;
     const uint64_t stop = part.offset + part.bytes;
     part.aligned_bytes =
@@ -48,7 +48,9 @@ Tile make_tile(const ScheduledMatrix& matrix,
 }  // namespace
 
 uint64_t ScheduledMatrix::bytes() const {
-  return rows * bytes_per_row(*this);
+  uint64_t bytes = 0;
+  for (uint32_t i = 0; i < part_count; ++i) bytes += parts[i].bytes(0, rows);
+  return bytes;
 }
 
 Schedule::Schedule(std::vector<ScheduledMatrix> matrices,

@@ -25,11 +25,33 @@ using TileId = uint32_t;
 
 inline constexpr size_t kTilePartsMax = 3;  // weights, scales, biases
 
-// One part of a matrix: `row_bytes` per row from `offset` on.
+// One part of a matrix: `row_bytes` per row from `offset` on. Rows may share
+// them (fp8: the scales of 128 rows are one row of the part); then the matrix's
+// first row need not be the first of those that share `offset`.
 struct MatrixPart {
   uint32_t file = 0;  // index into the checkpoint's files
   uint64_t offset = 0;
   uint64_t row_bytes = 0;
+  uint32_t shared_by = 1;   // rows
+  uint32_t rows_above = 0;  // that share `offset` with row 0; < shared_by
+
+  // Where the bytes of `row` begin; where those of all rows before it end.
+  uint64_t begin_of(uint64_t row) const {
+    return offset + (rows_above + row) / shared_by * row_bytes;
+  }
+  uint64_t end_before(uint64_t row) const {
+    return offset + (rows_above + row + shared_by - 1) / shared_by * row_bytes;
+  }
+  // Of rows [begin, end).
+  uint64_t bytes(uint64_t begin, uint64_t end) const {
+    return end_before(end) - begin_of(begin);
+  }
+  // Rows above `row` that share its bytes.
+  uint64_t above(uint64_t row) const { return (rows_above + row) % shared_by; }
+  // What a row adds to a tile, rounded up.
+  uint64_t bytes_per_row() const {
+    return (row_bytes + shared_by - 1) / shared_by;
+  }
 };
 
 struct ScheduledMatrix {

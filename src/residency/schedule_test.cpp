@@ -23,6 +23,16 @@ ScheduledMatrix random_matrix(std::mt19937_64& random) {
   return m;
 }
 
+// Of all rows of a part, counted one by one.
+uint64_t shared_bytes(const MatrixPart& part, uint64_t rows) {
+  uint64_t bytes = 0;
+  for (uint64_t r = 0; r < rows; ++r) {
+    const bool first = r == 0 || (part.rows_above + r) % part.shared_by == 0;
+    if (first) bytes += part.row_bytes;
+  }
+  return bytes;
+}
+
 void expect_part_covers(const TilePart& part, uint64_t alignment) {
   EXPECT_EQ(part.aligned_offset % alignment, 0u);
   EXPECT_EQ(part.aligned_bytes % alignment, 0u);
@@ -89,6 +99,42 @@ TEST(Schedule, TilesCoverEveryRowOfEveryPartOnce) {
     EXPECT_EQ(schedule.order(), order);
     EXPECT_EQ(schedule.pass_bytes(), pass_bytes);
     EXPECT_EQ(schedule.slot_bytes_max(), slot_max);
+  }
+}
+
+// A tile has the shared rows of all its rows, wherever it begins.
+TEST(Schedule, TilesCoverWhatRowsShare) {
+  std::mt19937_64 random(12);
+  for (int round = 0; round < 300; ++round) {
+    ScheduledMatrix m;
+    m.rows = 1 + random() % 1000;
+    m.part_count = 2;
+    m.parts[0] = {0, 1000, 1 + random() % 300};
+    m.parts[1] = {.file = 1,
+                  .offset = 50,
+                  .row_bytes = 1 + random() % 30,
+                  .shared_by = static_cast<uint32_t>(1 + random() % 200)};
+    m.parts[1].rows_above =
+        static_cast<uint32_t>(random() % m.parts[1].shared_by);
+    const Schedule schedule({m}, 1 + random() % 20'000, 512);
+    const MatrixPart& part = m.parts[1];
+    uint64_t row = 0;
+    for (const Tile& tile : schedule.tiles()) {
+      EXPECT_EQ(tile.row_begin, row);
+      row = tile.row_end;
+      const auto shared = [&](uint64_t r) {
+        return part.offset +
+               (part.rows_above + r) / part.shared_by * part.row_bytes;
+      };
+      EXPECT_EQ(tile.parts[1].offset, shared(tile.row_begin));
+      EXPECT_EQ(tile.parts[1].offset + tile.parts[1].bytes,
+                shared(tile.row_end - 1) + part.row_bytes);
+      EXPECT_EQ(part.above(tile.row_begin),
+                (part.rows_above + tile.row_begin) % part.shared_by);
+    }
+    EXPECT_EQ(row, m.rows);
+    EXPECT_EQ(m.bytes(),
+              m.rows * m.parts[0].row_bytes + shared_bytes(part, m.rows));
   }
 }
 

@@ -117,11 +117,11 @@ class DirectExpertStream : public ExpertStream {
   }
 
   Result<const std::byte*> read_rows(const MatrixPart& part, const Rows& rows) {
-    const size_t bytes = (rows.row_end - rows.row_begin) * part.row_bytes;
+    const size_t bytes = part.bytes(rows.row_begin, rows.row_end);
     buffers_.emplace_back(bytes, size_t{64});
     std::byte* data = buffers_.back().data();
-    FLASH_RETURN_IF_ERROR(files_[part.file].read(
-        part.offset + rows.row_begin * part.row_bytes, std::span(data, bytes)));
+    FLASH_RETURN_IF_ERROR(files_[part.file].read(part.begin_of(rows.row_begin),
+                                                 std::span(data, bytes)));
     return const_cast<const std::byte*>(data);
   }
 
