@@ -30,5 +30,8 @@ std::vector<std::string> fuzz_seeds() {
              "model.layers.0.mlp.gate": false}, "a": [1.5e3, "\u00e9", null]})",
           R"({"text_config": {"quantization_config":
              {"quant_method": "mxfp4"}}})",
+          R"({"model_type": "deepseek_v3", "quantization_config":
+             {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme":
+             "dynamic", "weight_block_size": [128, 128]}})",
           "[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]"};
 }

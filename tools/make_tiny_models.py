@@ -69,6 +69,7 @@ class Case:
     config_layout: Optional[Callable[[dict], None]] = None
     # MLX's CPU cannot run it: only `fast` is compared.
     fast_only: bool = False
+    fp8: bool = False  # uint8 tensors are e4m3
 
 
 def llama(**changes: Any) -> dict:
@@ -516,6 +517,10 @@ def with_kv_b(weights: dict) -> dict:
     return tiny_experts.with_kv_b(of_each_expert(weights))
 
 
+def in_fp8(weights: dict) -> dict:
+    return tiny_experts.fp8_blocks(with_kv_b(weights))
+
+
 def expert_cases() -> list:
     def mixtral(**changes):
         return tiny_experts.mixtral(VOCAB, **changes)
@@ -565,6 +570,19 @@ def expert_cases() -> list:
             "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
         }
 
+    def as_fp8(config):
+        config["quantization_config"] = {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "quant_method": "fp8",
+            "weight_block_size": [128, 128],
+        }
+
+    # Matrices of more than one block, the last ones cut off, and heads of kv_b
+    # that begin anywhere in a block.
+    fp8 = dict(
+        hidden_size=200, kv_lora_rank=144, moe_intermediate_size=136, intermediate_size=264
+    )
     both = [DECODE, RAGGED]
     # Widths for groups of 64, and heads of 32.
     wide = dict(hidden_size=192, moe_intermediate_size=64)
@@ -724,6 +742,22 @@ def expert_cases() -> list:
             "deepseek_v3_4bit_bf16",
             v3(**wide, **wide_latent, intermediate_size=128),
             quant=affine(4, 64),
+        ),
+        Case(
+            "deepseek_v3_fp8_bf16",
+            v3(**fp8),
+            layout=in_fp8,
+            config_layout=as_fp8,
+            fp8=True,
+            fast_only=True,
+        ),
+        # Without experts MLX's CPU can run it.
+        Case(
+            "deepseek_v3_fp8_dense_bf16",
+            v3(**fp8, first_k_dense_replace=3),
+            layout=in_fp8,
+            config_layout=as_fp8,
+            fp8=True,
         ),
         Case("gguf_mixtral_F32", mixtral(), "f32", gguf="F32"),
         Case("gguf_mixtral_Q8_0", mixtral(intermediate_size=96), "f32", gguf="Q8_0"),
@@ -905,6 +939,8 @@ def write_folder(case: Case, folder: Path) -> None:
         lm_utils.make_shards = make_shards
     if case.layout:
         rewrite_files(folder, case.layout)
+    for file in folder.glob("model*.safetensors") if case.fp8 else ():
+        tiny_experts.mark_fp8(file)
     if case.config_layout:
         case.config_layout(config)
     lm_utils.save_config(config, folder / "config.json")

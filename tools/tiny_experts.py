@@ -2,6 +2,8 @@
 """Configurations of the tiny models with experts, and the layouts their
 weights come in. make_tiny_models.py makes cases of them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -269,3 +271,48 @@ def with_kv_b(weights: dict) -> dict:
         both = mx.concatenate([keys, values], axis=1)
         out[base + "kv_b_proj.weight"] = mx.contiguous(both.flatten(0, 1))
     return out
+
+
+BLOCK = 128
+
+
+def to_fp8(value: mx.array) -> tuple:
+    """e4m3 codes of a matrix and a float32 scale for each block of 128 by 128,
+    the largest value of a block becoming the largest e4m3, 448."""
+    rows, cols = value.shape
+    down, right = -rows % BLOCK, -cols % BLOCK
+    blocks = mx.pad(value.astype(mx.float32), ((0, down), (0, right)))
+    blocks = blocks.reshape((rows + down) // BLOCK, BLOCK, (cols + right) // BLOCK, BLOCK)
+    scales = mx.abs(blocks).max(axis=(1, 3)) / 448.0
+    codes = mx.to_fp8(blocks / scales[:, None, :, None])
+    return codes.reshape(rows + down, cols + right)[:rows, :cols], scales
+
+
+def fp8_blocks(weights: dict) -> dict:
+    """DeepSeek V3 as published: matrices of layers in fp8, save the routers, and
+    one more layer at the end, which predicts a further token and is not used."""
+    out = {}
+    for name, value in weights.items():
+        matrix = ".layers." in name and name.endswith("_proj.weight")
+        if not matrix and not name.endswith("kv_a_proj_with_mqa.weight"):
+            out[name] = value
+            continue
+        out[name], out[name + "_scale_inv"] = to_fp8(value)
+    extra = "model.layers.61.eh_proj.weight"
+    out[extra], out[extra + "_scale_inv"] = to_fp8(mx.random.normal((96, 192)))
+    out["model.layers.61.enorm.weight"] = mx.ones((96,), mx.bfloat16)
+    return out
+
+
+def mark_fp8(file: Path) -> None:
+    """Calls the uint8 tensors of a safetensors file F8_E4M3, which MLX reads but
+    does not write."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] == "U8":
+            entry["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])

@@ -17,6 +17,9 @@ namespace {
 
 constexpr size_t kTensorsOfModelMax = size_t{2} << 20;
 
+// Behind a matrix's path: of fp8 weights.
+constexpr const char* kScaleInverse = ".weight_scale_inv";
+
 bool is_float(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
 }
@@ -246,7 +249,9 @@ Result<Matrix> Checkpoint::matrix_at(const std::string& path,
   }
   FLASH_ASSIGN_OR_RETURN(const Tensor* weight, tensor(path + ".weight"));
   const Tensor* scales = find(path + ".scales");
-  auto matrix = (setting ? !setting->mode.empty() : scales != nullptr)
+  auto matrix = weight->dtype == DType::kF8E4M3
+                    ? fp8_matrix(path, extent, *weight)
+                : (setting ? !setting->mode.empty() : scales != nullptr)
                     ? quantized_matrix(path, extent, *weight, setting)
                     : plain_matrix(path, extent, *weight);
   if (!matrix.ok()) {
@@ -270,6 +275,13 @@ Result<Matrix> Checkpoint::plain_matrix(const std::string& path,
         "{}.scales exists, but config.json says the matrix is not quantised",
         path));
   }
+  if (find(path + kScaleInverse) != nullptr) {
+    return invalid_input(fmt::format("{}{} exists, but tensor {} is {}",
+                                     path,
+                                     kScaleInverse,
+                                     quote(weight.name),
+                                     dtype_name(weight.dtype)));
+  }
   const std::vector<uint64_t> wanted = extent.shape(extent.cols);
   if (weight.shape != wanted) {
     return invalid_input(fmt::format(
@@ -283,6 +295,37 @@ Result<Matrix> Checkpoint::plain_matrix(const std::string& path,
     return invalid_input(fmt::format("tensor {} is empty", quote(weight.name)));
   }
   return Matrix{path, weight.format, rows, extent.cols, weight.range, {}, {}};
+}
+
+Result<Matrix> Checkpoint::fp8_matrix(const std::string& path,
+                                      const Extent& extent,
+                                      const Tensor& weight) const {
+  FLASH_ASSIGN_OR_RETURN(const bool fp8, fp8_blocks(config_));
+  if (!fp8) {
+    return unsupported(fmt::format(
+        "tensor {} is {}, but config.json has no quantization_config whose "
+        "quant_method is 'fp8'",
+        quote(weight.name),
+        dtype_name(weight.dtype)));
+  }
+  if (extent.stack != 0) {
+    return unsupported(fmt::format(
+        "tensor {} is {} and stacked; fp8 experts are read one by one",
+        quote(weight.name),
+        dtype_name(weight.dtype)));
+  }
+  const uint64_t rows = extent.rows;
+  const uint64_t cols = extent.cols;
+  const WeightFormat format = block_format(WeightKind::kFp8);
+  FLASH_RETURN_IF_ERROR(check_part_shape(weight, DType::kF8E4M3, {rows, cols}));
+  if (rows == 0 || cols == 0) {
+    return invalid_input(fmt::format("tensor {} is empty", quote(weight.name)));
+  }
+  FLASH_ASSIGN_OR_RETURN(const Tensor* scales, tensor(path + kScaleInverse));
+  const auto blocks = [](uint64_t n) { return (n - 1) / kFp8Block + 1; };
+  FLASH_RETURN_IF_ERROR(
+      check_part_shape(*scales, DType::kF32, {blocks(rows), blocks(cols)}));
+  return Matrix{path, format, rows, cols, weight.range, scales->range, {}};
 }
 
 Result<Matrix> Checkpoint::quantized_matrix(

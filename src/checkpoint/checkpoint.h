@@ -172,6 +172,10 @@ class Checkpoint {
       const Extent& extent,
       const Tensor& weight,
       const std::optional<QuantizationSetting>& listed) const;
+  // Of a weight that is e4m3.
+  Result<Matrix> fp8_matrix(const std::string& path,
+                            const Extent& extent,
+                            const Tensor& weight) const;
   Result<Matrix> stack_of(const ExpertSource& source) const;
   Result<Matrix> mxfp4_blocks(const ExpertSource& source) const;
   Result<ExpertMatrices> stacked_experts(const ExpertSource& source) const;

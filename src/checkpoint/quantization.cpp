@@ -100,7 +100,49 @@ bool has_quantization(const Json& config) {
   return found != config.end() && !found->is_null();
 }
 
+constexpr const char* kFp8ModelType = "deepseek_v3";
+
+// Whether quantization_config has `key` with another value than `wanted`.
+bool differs(const Json& config, const char* key, const Json& wanted) {
+  const Json& quantization = config.at("quantization_config");
+  const auto found = quantization.find(key);
+  return found != quantization.end() && *found != wanted;
+}
+
 }  // namespace
+
+Result<bool> fp8_blocks(const Json& config) {
+  if (has_quantization(config) || method_of(config) != "fp8") return false;
+  const auto type = config.find("model_type");
+  if (type == config.end() || *type != kFp8ModelType) {
+    return unsupported(fmt::format(
+        "config.json: quantization_config.quant_method is 'fp8', which is read "
+        "of {} models only; convert this one to an MLX format first",
+        kFp8ModelType));
+  }
+  const Json& quantization = config.at("quantization_config");
+  const auto block = quantization.find("weight_block_size");
+  if (block == quantization.end() || *block != Json({kFp8Block, kFp8Block})) {
+    return unsupported(fmt::format(
+        "config.json: quantization_config.weight_block_size is {}; fp8 weights "
+        "are read in blocks of [{}, {}] only; convert the model to an MLX "
+        "format first",
+        block == quantization.end() ? "missing" : quote(block->dump(), 40),
+        kFp8Block,
+        kFp8Block));
+  }
+  for (const auto& [key, wanted] :
+       {std::pair{"fmt", "e4m3"}, std::pair{"activation_scheme", "dynamic"}}) {
+    if (!differs(config, key, wanted)) continue;
+    return unsupported(fmt::format(
+        "config.json: quantization_config.{} is {}; only {} can be used; "
+        "convert the model to an MLX format first",
+        key,
+        quote(quantization.at(key).dump(), 40),
+        quote(wanted)));
+  }
+  return true;
+}
 
 Status normalize_quantization(Json& config) {
   if (!config.contains("quantization_config")) {
@@ -139,6 +181,8 @@ Result<std::optional<QuantizationSetting>> listed_setting(
         (legacy->is_object() && legacy->empty())) {
       return Setting();
     }
+    FLASH_ASSIGN_OR_RETURN(const bool fp8, fp8_blocks(config));
+    if (fp8) return Setting();
     const std::string method = method_of(config);
     return unsupported(fmt::format(
         "config.json: quantization_config.quant_method is {}, which is not "

@@ -29,15 +29,20 @@ struct QuantizationSetting {
   uint64_t group_size = 0;
 };
 
+// Whether weights may be fp8 as DeepSeek V3 is published: e4m3 with a float32
+// "<path>.weight_scale_inv" for each block of 128 by 128. Fails for fp8 of
+// another kind, or of a model that mlx-lm reads otherwise, and says what to do.
+Result<bool> fp8_blocks(const Json& config);
+
 // Turns the older `quantization_config` of config.json (also inside
 // text_config) into `quantization`, where mlx-lm does and the weights stay as
 // they are; checks the top level. A method that would need weights rewritten
-// (awq, gptq, fp8, bitnet, ...) stays in the config and is refused by
+// (awq, gptq, bitnet, ...) stays in the config and is refused by
 // listed_setting(), so that such a model can still be looked at.
 Status normalize_quantization(Json& config);
 
-// What the config says about `path`: nothing (not listed), a setting, or
-// "not quantised" (mode empty).
+// What the config says about `path`: nothing (not listed, or the model is fp8
+// by blocks), a setting, or "not quantised" (mode empty).
 Result<std::optional<QuantizationSetting>> listed_setting(
     const Json& config, const std::string& path);
 

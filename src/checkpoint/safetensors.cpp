@@ -27,16 +27,16 @@ struct SafetensorsDType {
 
 // All the library knows, so that sizes are checked for those we cannot use.
 constexpr SafetensorsDType kDTypes[] = {
-    {"F32", 32, DType::kF32},     {"F16", 16, DType::kF16},
-    {"BF16", 16, DType::kBF16},   {"U32", 32, DType::kU32},
-    {"U8", 8, DType::kU8},        {"I8", 8, DType::kI8},
-    {"I32", 32, DType::kI32},     {"I64", 64, DType::kI64},
-    {"BOOL", 8, std::nullopt},    {"I16", 16, std::nullopt},
-    {"U16", 16, std::nullopt},    {"U64", 64, std::nullopt},
-    {"F64", 64, std::nullopt},    {"C64", 64, std::nullopt},
-    {"F8_E4M3", 8, std::nullopt}, {"F8_E5M2", 8, std::nullopt},
-    {"F8_E8M0", 8, std::nullopt}, {"F4", 4, std::nullopt},
-    {"F6_E2M3", 6, std::nullopt}, {"F6_E3M2", 6, std::nullopt},
+    {"F32", 32, DType::kF32},       {"F16", 16, DType::kF16},
+    {"BF16", 16, DType::kBF16},     {"U32", 32, DType::kU32},
+    {"U8", 8, DType::kU8},          {"I8", 8, DType::kI8},
+    {"I32", 32, DType::kI32},       {"I64", 64, DType::kI64},
+    {"BOOL", 8, std::nullopt},      {"I16", 16, std::nullopt},
+    {"U16", 16, std::nullopt},      {"U64", 64, std::nullopt},
+    {"F64", 64, std::nullopt},      {"C64", 64, std::nullopt},
+    {"F8_E4M3", 8, DType::kF8E4M3}, {"F8_E5M2", 8, std::nullopt},
+    {"F8_E8M0", 8, std::nullopt},   {"F4", 4, std::nullopt},
+    {"F6_E2M3", 6, std::nullopt},   {"F6_E3M2", 6, std::nullopt},
 };
 
 const SafetensorsDType* find_dtype(std::string_view name) {

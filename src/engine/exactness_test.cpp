@@ -130,7 +130,11 @@ std::vector<TinyModel> models() {
   TinyModel affine;
   affine.format = affine_format(4, 64, DType::kF32);
   affine.sliding_window = 24;
-  return {f32, bf16, affine};
+  TinyModel fp8;  // heads and tiles that begin inside of blocks of scales
+  fp8.format = block_format(WeightKind::kFp8);
+  fp8.kv_lora_rank = 144;
+  fp8.q_lora_rank = 72;
+  return {f32, bf16, affine, fp8};
 }
 
 TEST_F(Exactness, BudgetTilesAndThreadsChangeNoBit) {

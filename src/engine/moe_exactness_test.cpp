@@ -34,7 +34,7 @@ constexpr size_t kDecode = 20;
 constexpr uint32_t kExperts = 11;
 
 // The model of a test: MLX folders, or a GGUF file.
-enum class Written { kF32, kBF16, kAffine, kMxfp4InTurns, kGguf };
+enum class Written { kF32, kBF16, kAffine, kMxfp4InTurns, kFp8, kGguf };
 
 using Logits = std::vector<std::vector<float>>;  // by position
 
@@ -108,6 +108,11 @@ class MoeExactness : public ::testing::TestWithParam<Written> {
       model_.format = dense_format(DType::kBF16);
     if (GetParam() == Written::kAffine) {
       model_.format = affine_format(4, 64, DType::kF32);
+    }
+    if (GetParam() == Written::kFp8) {  // of blocks that rows cut anywhere
+      model_.format = block_format(WeightKind::kFp8);
+      model_.kv_lora_rank = 96;
+      model_.moe_intermediate_size = 136;
     }
     model_.experts_in_turns = GetParam() == Written::kMxfp4InTurns;
     if (GetParam() == Written::kGguf) {
@@ -205,8 +210,11 @@ INSTANTIATE_TEST_SUITE_P(Formats,
                                            Written::kBF16,
                                            Written::kAffine,
                                            Written::kMxfp4InTurns,
+                                           Written::kFp8,
                                            Written::kGguf));
 
+using MoeOfFp8 = MoeExactness;
+INSTANTIATE_TEST_SUITE_P(Latent, MoeOfFp8, ::testing::Values(Written::kFp8));
 using MoeOfGguf = MoeExactness;
 INSTANTIATE_TEST_SUITE_P(Twin, MoeOfGguf, ::testing::Values(Written::kGguf));
 
@@ -342,6 +350,21 @@ TEST_P(MoeOfGguf, IsItsTwinInFloat32) {
   EXPECT_GT(largest, 0.0f);
   EXPECT_LT(error, 1e-3f * largest);
   EXPECT_GT(error, 0.0f) << "the twin was read from the same blocks";
+}
+
+// What the published models become, and MLX has no product for on the CPU.
+TEST_P(MoeOfFp8, StockSaysThatItCannot) {
+  config_.kernels = Kernels::kStock;
+  const auto core = open();
+  ASSERT_NE(core, nullptr);
+  SessionState session(*core);
+  const BatchRow row = {&session, 0, 5, true};
+  const Status status =
+      core->forward({&row, 1}, [](size_t, std::span<const float>) {});
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_NE(std::string(status.message()).find("bfloat16"), std::string::npos);
+  EXPECT_NE(std::string(status.message()).find("--kernels fast"),
+            std::string::npos);
 }
 
 TEST_P(MoeExactness, TwoExpertsThatChangePlacesAreSeen) {

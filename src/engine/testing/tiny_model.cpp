@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -36,11 +37,21 @@ class Random {
 
 class Writer {
  public:
-  explicit Writer(uint64_t seed) : random_(seed) {}
+  explicit Writer(const TinyModel& model)
+      : random_(model.seed),
+        bf16_vectors_(model.format.kind == WeightKind::kFp8) {}
 
   void vector(const std::string& name, uint32_t n) {
     std::vector<float> values(n);
     for (float& value : values) value = random_.between(0.5f, 1.5f);
+    if (bf16_vectors_) {
+      std::vector<uint16_t> halves(n);
+      for (uint32_t i = 0; i < n; ++i) {
+        halves[i] =
+            static_cast<uint16_t>(std::bit_cast<uint32_t>(values[i]) >> 16);
+      }
+      return add(name, "BF16", {n}, halves.data(), n * 2);
+    }
     add(name, "F32", {n}, values.data(), n * 4);
   }
 
@@ -58,6 +69,7 @@ class Writer {
       affine(path, rows, cols, format);
       return;
     }
+    if (format.kind == WeightKind::kFp8) return fp8(path, rows, cols);
     std::vector<std::byte> bytes(n * format.bits / 8);
     for (size_t i = 0; i < n; ++i) {
       const float value = random_.between(-range, range) * 8;
@@ -113,6 +125,26 @@ class Writer {
   }
 
  private:
+  void fp8(const std::string& path, uint32_t rows, uint32_t cols) {
+    FLASH_CHECK(stack_ == 0);
+    std::vector<uint8_t> codes(size_t{rows} * cols);
+    for (uint8_t& code : codes) {
+      code = static_cast<uint8_t>(random_.bits());
+      if (code % 128 == 127) code ^= 1;  // no NaN
+    }
+    const auto blocks = [](uint32_t n) { return (n + 127) / 128; };
+    std::vector<float> scales(size_t{blocks(rows)} * blocks(cols));
+    for (float& scale : scales) {
+      scale = random_.between(0.5f, 1.5f) / static_cast<float>(cols) / 8;
+    }
+    add(path + ".weight", "F8_E4M3", {rows, cols}, codes.data(), codes.size());
+    add(path + ".weight_scale_inv",
+        "F32",
+        {blocks(rows), blocks(cols)},
+        scales.data(),
+        scales.size() * 4);
+  }
+
   void affine(const std::string& path,
               uint32_t rows,
               uint32_t cols,
@@ -162,6 +194,7 @@ class Writer {
   }
 
   Random random_;
+  bool bf16_vectors_;
   uint32_t stack_ = 0;  // of the matrix being written
   Json header_ = Json::object();
   std::string data_;
@@ -213,6 +246,17 @@ Json tiny_config(const TinyModel& model) {
                               {"mscale_all_dim", 0.7},
                               {"original_max_position_embeddings", 256}};
   }
+  if (model.kv_lora_rank != 0 && model.num_experts != 0) {
+    config["n_routed_experts"] = model.num_experts;
+    config["n_shared_experts"] = 1;
+    config["first_k_dense_replace"] = 0;
+  }
+  if (model.format.kind == WeightKind::kFp8) {
+    config["quantization_config"] = {{"quant_method", "fp8"},
+                                     {"fmt", "e4m3"},
+                                     {"activation_scheme", "dynamic"},
+                                     {"weight_block_size", {128, 128}}};
+  }
   if (model.format.kind == WeightKind::kAffine) {
     config["quantization"] = {{"group_size", model.format.group_size},
                               {"bits", model.format.bits}};
@@ -228,6 +272,29 @@ WeightFormat fitting(const TinyModel& model, uint32_t cols) {
                                             : dense_format(DType::kF32);
 }
 
+// Of embedding and head.
+WeightFormat outer_format(const TinyModel& model) {
+  return model.format.kind == WeightKind::kFp8 ? dense_format(DType::kBF16)
+                                               : model.format;
+}
+
+// The experts of a deepseek_v3, each by itself.
+void write_latent_experts(const TinyModel& model,
+                          const std::string& mlp,
+                          Writer& out) {
+  const uint32_t hidden = model.hidden_size;
+  const uint32_t inner = model.moe_intermediate_size;
+  out.vector(mlp + "gate.e_score_correction_bias", model.num_experts);
+  for (uint32_t e = 0; e <= model.num_experts; ++e) {
+    const std::string path = e < model.num_experts
+                                 ? fmt::format("{}experts.{}.", mlp, e)
+                                 : mlp + "shared_experts.";
+    out.matrix(path + "gate_proj", inner, hidden, model.format);
+    out.matrix(path + "up_proj", inner, hidden, model.format);
+    out.matrix(path + "down_proj", hidden, inner, fitting(model, inner));
+  }
+}
+
 void write_mlp(const TinyModel& model, const std::string& base, Writer& out) {
   const bool experts = model.num_experts != 0;
   const uint32_t hidden = model.hidden_size;
@@ -239,6 +306,9 @@ void write_mlp(const TinyModel& model, const std::string& base, Writer& out) {
                model.num_experts,
                hidden,
                dense_format(DType::kF32));
+  }
+  if (experts && model.kv_lora_rank != 0) {
+    return write_latent_experts(model, base + "mlp.", out);
   }
   const uint32_t stack = model.num_experts;
   if (model.experts_in_turns) {
@@ -295,9 +365,10 @@ Status write_tiny_model(const TinyModel& model, const std::string& folder) {
   std::filesystem::create_directories(folder, error);
   std::ofstream(folder + "/config.json") << tiny_config(model).dump(1);
 
-  Writer out(model.seed);
+  Writer out(model);
   const uint32_t hidden = model.hidden_size;
-  out.matrix("model.embed_tokens", model.vocab_size, hidden, model.format);
+  out.matrix(
+      "model.embed_tokens", model.vocab_size, hidden, outer_format(model));
   for (uint32_t i = 0; i < model.num_hidden_layers; ++i) {
     const std::string base = fmt::format("model.layers.{}.", i);
     out.vector(base + "input_layernorm.weight", hidden);
@@ -309,7 +380,7 @@ Status write_tiny_model(const TinyModel& model, const std::string& folder) {
   }
   out.vector("model.norm.weight", hidden);
   if (!model.tie_word_embeddings) {
-    out.matrix("lm_head", model.vocab_size, hidden, model.format);
+    out.matrix("lm_head", model.vocab_size, hidden, outer_format(model));
   }
   out.save(folder + "/model.safetensors");
   if (!std::filesystem::exists(folder + "/model.safetensors", error)) {

@@ -2,9 +2,9 @@
 #pragma once
 
 // Writes a small llama model of random weights (fixed seed) in Hugging Face
-// layout, or a qwen3_moe in MLX's, or a dense deepseek_v2 or deepseek_v3 as
-// published, for tests of the engine. No tokenizer: tests
-// use ids.
+// layout, or a qwen3_moe in MLX's, or a dense deepseek_v2 or a deepseek_v3,
+// dense or with experts, as published, for tests of the engine. No tokenizer:
+// tests use ids.
 
 #include <cstdint>
 #include <string>
@@ -37,7 +37,8 @@ struct TinyModel {
   uint32_t q_lora_rank = 0;   // 0: none
   uint32_t qk_rope_head_dim = 16;
   bool latent_v2 = false;
-  // Of all matrices: f32, bf16, f16, or affine 4-bit groups of 64.
+  // Of all matrices: f32, bf16, f16, or affine 4-bit groups of 64. fp8, of a
+  // deepseek_v3: of what is fp8 as published, the rest being bf16.
   WeightFormat format = dense_format(DType::kF32);
   uint64_t seed = 1;
 };
