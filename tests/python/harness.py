@@ -27,13 +27,19 @@ STEPS = [(i * 11 + 5) % tiny_models.VOCAB for i in range(16)]
 HOOK_TILE_BYTES = 4096
 
 
-def logits(model: nn.Module, prompt: list[int] = PROMPT, steps: list[int] = STEPS) -> mx.array:
+def logits(
+    model: nn.Module,
+    prompt: list[int] = PROMPT,
+    steps: list[int] = STEPS,
+    routing: Routing | None = None,
+) -> mx.array:
     """[1, positions, vocab] of a prefill and cached steps, as the model gives them."""
     cache = make_prompt_cache(model)
-    out = [model(mx.array([prompt]), cache=cache)]
-    mx.eval(out[0])
-    for token in steps:
-        out.append(model(mx.array([[token]]), cache=cache))
+    out = []
+    for tokens in (prompt, *([token] for token in steps)):
+        if routing is not None:
+            routing.begin(len(tokens))
+        out.append(model(mx.array([tokens]), cache=cache))
         mx.eval(out[-1])
     together = mx.concatenate(out, axis=1)
     mx.eval(together)
@@ -45,7 +51,54 @@ def reference(folder: Path) -> mx.array:
     return logits(model)
 
 
-def reference_float32(folder: Path) -> mx.array:
+class Routing:
+    """with Routing() as routing: of each position that logits() computes, the
+    smallest gap between the last choice that was taken (of experts, of their
+    groups, of keys) and the first that was not. Absolute, as scores are."""
+
+    def __init__(self) -> None:
+        self._gaps: list[float] = []
+        self._rows = 0
+
+    def __enter__(self) -> "Routing":
+        self._choose = mx.argpartition
+        mx.argpartition = self._watched
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        mx.argpartition = self._choose
+
+    def begin(self, rows: int) -> None:
+        self._rows = rows
+        self._gaps += [float("inf")] * rows
+
+    def first_below(self, gap: float) -> int | None:
+        """The first position with a smaller one."""
+        return next((i for i, least in enumerate(self._gaps) if least < gap), None)
+
+    def _watched(self, a: mx.array, kth: int, axis: int = -1, **kwargs: Any) -> mx.array:
+        count = a.shape[axis]
+        # Of -scores the first are taken, of scores the last.
+        pair = [kth, kth + 1] if kth >= 0 else [count + kth - 1, count + kth]
+        if self._rows > 0 and 0 <= pair[0] and pair[1] < count:
+            ordered = mx.moveaxis(mx.sort(a.astype(mx.float32), axis=axis), axis, -1)
+            gaps = ordered[..., pair[1]] - ordered[..., pair[0]]
+            gaps = mx.where(mx.isnan(gaps), float("inf"), gaps)  # both masked
+            self._note(gaps)
+        return self._choose(a, kth=kth, axis=axis, **kwargs)
+
+    def _note(self, gaps: mx.array) -> None:
+        """Keeps the least for each position: one axis is theirs."""
+        if self._rows == 1:
+            least = [gaps.min().item()]
+        else:
+            axis = gaps.shape.index(self._rows)
+            least = mx.moveaxis(gaps, axis, 0).reshape(self._rows, -1).min(axis=1).tolist()
+        for i, value in enumerate(least, start=len(self._gaps) - self._rows):
+            self._gaps[i] = min(self._gaps[i], value)
+
+
+def reference_float32(folder: Path, routing: Routing | None = None) -> mx.array:
     """mlx-lm with every parameter in float32."""
     model, _ = utils.load_model(folder, lazy=True)
     model.load_weights(
@@ -54,7 +107,7 @@ def reference_float32(folder: Path) -> mx.array:
             for name, value in tree_flatten(model.parameters())
         ]
     )
-    return logits(model)
+    return logits(model, routing=routing)
 
 
 def is_float(value: mx.array) -> bool:

@@ -9,7 +9,8 @@ import pytest
 
 
 @pytest.mark.slow
-def test_every_architecture_equals_mlx_lm():
-    walk = Path(__file__).parent / "walk.py"
-    done = subprocess.run([sys.executable, str(walk)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("kind", [[], ["--bits", "4"]], ids=["float32", "4 bits"])
+def test_every_architecture_equals_mlx_lm(kind):
+    walk = [sys.executable, str(Path(__file__).parent / "walk.py"), "--fast", *kind]
+    done = subprocess.run(walk, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -199,6 +199,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "glm4_moe": {"rope_scaling": None},
     "glm_moe_dsa": {"rope_parameters": {"rope_theta": 10000.0}},
+    # Some projections are quantised by 64, whatever the others are.
+    "granite": {"intermediate_size": 128},
+    "granitemoe": {"intermediate_size": 128},
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention"] * 2,
         "mamba_n_heads": 8,

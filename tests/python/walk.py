@@ -24,8 +24,10 @@ mx.disable_compile()
 import harness  # noqa: E402
 import tiny_models  # noqa: E402
 
-MADE_MIN = 110
+MADE_MIN = 118
 FAST_BOUND = 1e-3
+NEAR_TIE = 1e-4  # of scores: rounding may choose the other expert
+ROWS_MIN = 8
 
 
 class TooSlow(Exception):
@@ -54,13 +56,22 @@ def check(architecture: str, folder: Path, fast: bool, bits: int | None) -> str:
         streamed += got.stats["tiles_streamed"]
     if streamed == 0:
         return "NOTHING was streamed"
+    return f"ok, {streamed} tiles{check_fast(folder) if fast else ''}"
+
+
+def check_fast(folder: Path) -> str:
+    """Against mlx-lm in float32: all positions, or where a choice between two
+    experts is too near a tie for that, those before it."""
+    with harness.Routing() as routing:
+        expected = harness.reference_float32(folder, routing)
+    got = harness.run(folder, 0.0, kernels="fast").logits
+    error = harness.relative_error(got, expected)
     note = ""
-    if fast:
-        error = harness.relative_error(
-            harness.run(folder, 0.0, kernels="fast").logits, harness.reference_float32(folder)
-        )
-        note = f", fast {error:.1e}" + (" ABOVE the bound" if error > FAST_BOUND else "")
-    return f"ok, {streamed} tiles{note}"
+    rows = routing.first_below(NEAR_TIE)
+    if error > FAST_BOUND and rows is not None and rows >= ROWS_MIN:
+        note = f" (of {rows} positions before a near tie; {error:.1e} of all)"
+        error = harness.relative_error(got[:, :rows], expected[:, :rows])
+    return f", fast {error:.1e}{note}" + (" ABOVE the bound" if error > FAST_BOUND else "")
 
 
 def describe(error: BaseException) -> str:
