@@ -195,11 +195,8 @@ def _answer(
     stats: dict[str, Any] = {}
     first: dict[str, Any] = {}
     finish, begin = None, time.perf_counter()
-    rest = conversation.rest(ids)
     before = opened.model.stats()["bytes_read"]
-    for segment in opened.model.stream_generate(
-        rest, max_tokens=max_tokens, prompt_cache=conversation.cache, **sampling
-    ):
+    for segment in conversation.answer(ids, max_tokens=max_tokens, **sampling):
         stats, finish = segment.stats, segment.finish_reason
         first = first or stats | {"ttft_s": time.perf_counter() - begin}
         tokens.append(segment.token)
@@ -239,7 +236,7 @@ def _answer(
         "peak_rss_bytes": _peak(),
         "kernels": plan["kernels"],
         "threads": plan["threads"],
-        "cached_tokens": len(ids) - len(rest),
+        "cached_tokens": conversation.reused,
     }
 
 

@@ -7,12 +7,13 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import mlx.core as mx
 from mlx_lm.models import cache as caches
 
 from .cache import HybridQuantizedCache
+from .model import Segment
 
 _VERSION = "1"
 
@@ -25,6 +26,7 @@ class Conversation:
         self._model = model
         self.tokens: list[int] = []
         self.cache: list[Any] = model.new_cache()
+        self.reused = 0  # tokens of the last prompt
 
     def rest(self, ids: list[int]) -> list[int]:
         """The part of a prompt that the cache does not hold; at least its last
@@ -41,6 +43,26 @@ class Conversation:
                 same, self.cache = 0, self._model.new_cache()
         self.tokens = ids[:same]
         return ids[same:]
+
+    def answer(self, ids: list[int], **options: Any) -> Iterator[Segment]:
+        """What the model says to a prompt, of which what the cache holds is not
+        read again. Where that does not fit in the budget, all of it in smaller
+        pieces."""
+        while True:
+            rest = self.rest(ids)
+            self.reused = len(ids) - len(rest)
+            tried, answered = self._model._flash.chunk_max, False
+            try:
+                for segment in self._model.stream_generate(
+                    rest, prompt_cache=self.cache, **options
+                ):
+                    answered = True
+                    yield segment
+                return
+            except MemoryError:
+                if answered or self._model._flash.chunk_max == tried:
+                    raise
+            self.tokens, self.cache = [], self._model.new_cache()
 
     def load(self, path: str) -> None:
         """Takes up a session file, if it is there. ValueError: not this model's,

@@ -15,7 +15,7 @@ def score(model: Any, ids: list[int], chunks: list[int], top: int, logits: Any) 
     cache = model.new_cache()
     logprobs: list[float | None] = [None]
     best: list[Any] = [None]
-    for begin, end in forwards(len(ids), chunks or [model._flash.prefill_chunk()]):
+    for begin, end in forwards(len(ids), chunks or [model._flash.prefill_chunk(len(ids), scored=True)]):
         rows = model(mx.array([ids[begin:end]]), cache=cache)[0].astype(mx.float32)
         chances = rows - mx.logsumexp(rows, axis=-1, keepdims=True)
         following = mx.array(ids[begin + 1 : end + 1] + [0] * (end == len(ids)))

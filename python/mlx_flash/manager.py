@@ -26,8 +26,12 @@ from .patch import Patch, Rebuild, Source, patch_model, walk
 # first forward touches.
 _RESERVE_BYTES = 44_000_000
 
-# What an automatic prompt chunk may take of the budget.
+# What an automatic prompt chunk may take of the budget: a quarter. Its tokens.
 _CHUNK_SHARE = 4
+_CHUNK_MAX = 2048
+_CHUNK_TRIED_MIN = 4
+
+_FAILURES_MAX = 64  # of operations, that a stream may still have to report
 
 _SMALL_MAX = 64 << 10  # bytes of a tensor that stays in memory, at most
 _SMALL_MIN = 256
@@ -125,6 +129,8 @@ class Loaded:
         self.hooks = hooks
         self.fast = fast
         self.tokenizer: TokenizerWrapper | None = None
+        self.chunk_max = _CHUNK_MAX  # tokens, where we choose
+        self.streams: list[mx.Stream] = []  # that have had forwards
         self.closed = False
 
     def begin(self, tokenizer: TokenizerWrapper | None, held_before: int) -> None:
@@ -187,19 +193,36 @@ class Loaded:
     def stats(self) -> dict[str, Any]:
         return dict(self.engine.stats())
 
-    def prefill_chunk(self) -> int:
-        """Tokens of a prompt in one forward, in the model's stream_generate."""
+    def prefill_chunk(self, prompt: int = 0, scored: bool = False) -> int:
+        """Tokens of a prompt of so many in one forward, in the model's
+        stream_generate; `scored`: with logits for each. An estimate, but the same
+        one for the same budget and prompt, because results depend on it in their
+        last bits."""
         if self.flash.prefill_chunk_size > 0:
             return self.flash.prefill_chunk_size
-        inner = sorted(self.patch.widths)[:-1] or [1]
+        widths = sorted(self.patch.widths) or [1]
         room = self._plan["ram_bytes"] - self._plan["runtime_bytes"]
-        rows = room // _CHUNK_SHARE // (64 * max(inner))
-        return max(1, min(2048, 1 << max(0, int(rows).bit_length() - 1)))
+        room -= 4 * prompt * self.patch.kv_width
+        # Scores of attention and their exponentials: of each head, for all before.
+        row = 64 * max(widths[:-1] or [1]) + 8 * prompt * _heads(self.config)
+        if scored:
+            row += 24 * widths[-1]
+        rows = max(room, 0) // _CHUNK_SHARE // row
+        return max(1, min(self.chunk_max, 1 << max(0, int(rows).bit_length() - 1)))
+
+    def smaller_chunks(self, tried: int) -> bool:
+        """One of so many tokens did not fit: from now on at most half as many.
+        False: the config says how many, or so few can hardly be the reason."""
+        if self.flash.prefill_chunk_size > 0 or tried <= _CHUNK_TRIED_MIN:
+            return False
+        self.chunk_max = tried // 2
+        return True
 
     def check_rows(self, rows: int) -> None:
         """MemoryError for a forward of more tokens than can possibly fit: two
         arrays as wide as the widest inner layer, two bytes a number, besides the
-        smallest budget that works. What it takes beyond that only MLX knows."""
+        smallest budget that works. What it takes beyond that only MLX knows: the
+        engine watches, and gives the forward up where it is too much."""
         if rows <= 1 or self.hooks.pinned_share is not None:
             return
         inner = max(sorted(self.patch.widths)[:-1] or [1])
@@ -217,6 +240,38 @@ class Loaded:
             return
         self.closed = True
         self.engine.close()
+        self.drain()
+
+    def note_stream(self) -> None:
+        """A forward is being built on this thread's stream."""
+        stream = mx.default_stream(mx.cpu)
+        if stream not in self.streams:
+            self.streams.append(stream)
+
+    def drain(self) -> None:
+        """Waits for what was queued, and takes its failures with it. mlx-lm asks
+        for the next token before it hands out the last one: nobody waits for that
+        one, and its failure would be raised where another model is evaluated."""
+        for stream in self.streams:
+            for _ in range(_FAILURES_MAX):
+                try:
+                    mx.synchronize(stream)
+                    break
+                except (RuntimeError, MemoryError):
+                    continue
+                except KeyboardInterrupt as interrupt:
+                    if "mlx_flash" not in str(interrupt):  # a new one
+                        raise
+
+
+def _heads(config: dict[str, Any]) -> int:
+    """Of attention; 0: not known, or none."""
+    own = config.get("text_config")
+    for settings in (config, own if isinstance(own, dict) else {}):
+        for name in ("num_attention_heads", "n_heads", "n_head", "num_heads"):
+            if isinstance(settings.get(name), int):
+                return settings[name]
+    return 0
 
 
 def _say_plan(plan: dict[str, Any]) -> None:

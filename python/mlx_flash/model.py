@@ -86,6 +86,7 @@ class FlashModel:
         engine = self._flash.engine
         rows = _tokens(args, kwargs)
         self._flash.check_rows(rows)
+        self._flash.note_stream()
         engine.begin_forward(rows)
         try:
             return super().__call__(*args, **kwargs)
@@ -122,21 +123,40 @@ class FlashModel:
             raise ValueError("the model's folder has no tokenizer: use mlx_lm's generate_step")
         if seed is not None:
             mx.random.seed(seed)
-        kwargs.setdefault("prefill_step_size", flash.prefill_chunk())
-        processors = make_logits_processors(repetition_penalty=repetition_penalty)
-        responses = mlx_lm_stream_generate(
-            self,
-            flash.tokenizer,
-            encode(flash.tokenizer, prompt),
-            max_tokens=max_tokens,
-            sampler=sampler or make_sampler(temp=temp, top_p=top_p, min_p=min_p, top_k=top_k),
-            logits_processors=processors or None,
-            prompt_cache=prompt_cache or self.new_cache(),
-            **kwargs,
-        )
+        ids = encode(flash.tokenizer, prompt)
+        options = kwargs | {
+            "max_tokens": max_tokens,
+            "sampler": sampler or make_sampler(temp=temp, top_p=top_p, min_p=min_p, top_k=top_k),
+        }
+        own_chunks, own_cache = "prefill_step_size" not in kwargs, not prompt_cache
+        while True:
+            chunk = flash.prefill_chunk(length(ids))
+            if own_chunks:
+                options["prefill_step_size"] = chunk
+            processors = make_logits_processors(repetition_penalty=repetition_penalty)
+            options["logits_processors"] = processors or None
+            options["prompt_cache"] = prompt_cache or self.new_cache()
+            answered = False
+            try:
+                for segment in self._segments(ids, options):
+                    answered = True
+                    yield segment
+                return
+            except MemoryError:
+                flash.drain()
+                smaller = not answered and own_chunks and flash.smaller_chunks(chunk)
+                # A cache of the caller's is useless now, and the caller's.
+                if not smaller or not own_cache:
+                    raise
+            # The frames of the failure are gone, and what they held.
+
+    def _segments(
+        self, prompt: mx.array | list[int] | str, options: dict[str, Any]
+    ) -> Iterator[Segment]:
+        flash = self._flash
         begin = time.perf_counter()
         watch = Watch(flash.flash, begin)
-        for response in responses:
+        for response in mlx_lm_stream_generate(self, flash.tokenizer, prompt, **options):
             stats = flash.stats() | {
                 "seconds": time.perf_counter() - begin,
                 "prompt_tokens": response.prompt_tokens,
@@ -202,6 +222,13 @@ def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
             floating = mx.issubdtype(value.dtype, mx.floating)
             count = max(count, value.size // value.shape[-1] if floating else value.size)
     return count
+
+
+def length(prompt: mx.array | list[int] | str) -> int:
+    """Tokens; of text about as many."""
+    if isinstance(prompt, str):
+        return len(prompt) // 3
+    return prompt.size if isinstance(prompt, mx.array) else len(prompt)
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> mx.array | list[int] | str:

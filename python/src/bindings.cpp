@@ -48,17 +48,20 @@ void raise_if_error(const Status& status) {
   throw nb::python_error();
 }
 
-// An interrupted task, where MLX's own functions evaluate: both modules share
-// nanobind's list of translators. Python's handler of Ctrl-C has noted it, and
-// raises it here.
-void translate_interruption(const std::exception_ptr& thrown, void*) {
+// A task that was given up, where MLX's own functions evaluate: both modules
+// share nanobind's list of translators. Python's handler of Ctrl-C has noted
+// it, and raises it here.
+void translate_cancellation(const std::exception_ptr& thrown, void*) {
   try {
     std::rethrow_exception(thrown);
   } catch (const std::runtime_error& error) {
     const std::string_view what = error.what();
-    const bool ours = what.find(kFailed) != std::string_view::npos &&
-                      what.find(kInterrupted) != std::string_view::npos;
-    if (!ours) throw;
+    if (what.find(kFailed) == std::string_view::npos) throw;
+    if (what.find(kNoRoom) != std::string_view::npos) {
+      PyErr_SetString(PyExc_MemoryError, error.what());
+      return;
+    }
+    if (what.find(kInterrupted) == std::string_view::npos) throw;
     if (PyErr_CheckSignals() != 0) return;
     PyErr_SetString(PyExc_KeyboardInterrupt, error.what());
   }
@@ -489,7 +492,7 @@ void bind_memory(nb::module_& m) {
 NB_MODULE(_engine, m) {
   namespace py = mlx_flash::python;
   nb::module_::import_("mlx.core");  // its types, and the one libmlx
-  nb::register_exception_translator(&py::translate_interruption);
+  nb::register_exception_translator(&py::translate_cancellation);
   m.attr("mlx_version") = mlx_flash::mx::version();
   m.attr("built_for") = FLASH_MLX_VERSION;
   m.def("supported", &mlx_flash::kernels::supported);

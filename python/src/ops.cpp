@@ -66,11 +66,11 @@ class StoreOp : public mx::Primitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override {
-    // Of a forward that was interrupted nothing more is put in the queue: MLX
+    // Of a forward that was given up nothing more is put in the queue: MLX
     // runs what is in it to the end.
     if (store_->cancelled(epoch_)) {
       throw std::runtime_error(std::string(kFailed) +
-                               std::string(kInterrupted));
+                               store_->cancellation(epoch_).message());
     }
     Inputs in;
     for (const mx::array& input : inputs) {

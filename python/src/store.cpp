@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "base/clock.h"
@@ -22,12 +23,21 @@ namespace {
 // After so many passes memory besides caches does not grow any more, but for
 // what the allocator keeps.
 constexpr uint64_t kPassesToSettle = 3;
-constexpr uint64_t kSlackBytes = 8'000'000;
 
 // Rows of an embedding that are kept.
 uint32_t rows_of(uint64_t rows) {
   return static_cast<uint32_t>(
       std::min<uint64_t>(rows, RowReader::kRowsDefault));
+}
+
+// Of all experts that `ids` names.
+uint64_t bytes_of(const ExpertMatrix& matrix, std::span<const uint32_t> ids) {
+  const std::set<uint32_t> named(ids.begin(), ids.end());
+  uint64_t row_bytes = 0;
+  for (uint32_t p = 0; p < matrix.part_count; ++p) {
+    row_bytes += matrix.parts[0][p].row_bytes;
+  }
+  return named.size() * matrix.rows * row_bytes;
 }
 
 }  // namespace
@@ -50,9 +60,16 @@ Store::~Store() {
 
 void Store::close() {
   closed_ = true;
-  std::lock_guard lock(mutex_);
+  std::unique_ptr<MemoryGuard> guard;
+  {
+    const std::lock_guard lock(mutex_);
+    guard = std::move(guard_);
+  }
+  guard.reset();  // its look takes the mutex
+  const std::lock_guard lock(mutex_);
   tables_.clear();
   experts_.close();
+  memory_.reset();
   weights_.reset();
   tiles_.reset();
   queue_.reset();
@@ -183,21 +200,23 @@ Status Store::open_streams(std::optional<ExpertSchedule> experts) {
   }
   weights_.emplace(
       plan_, page, *schedule_, *tiles_, experts_.schedule(), experts_.stream());
-  bound_weights();
-  return weights_->move(std::min(weights_->bytes(), weights_bytes_max_));
+  const uint64_t most = weights_bytes_max();
+  memory_.emplace(budget_, plan_, *arena_, *weights_, most, tables_bytes());
+  guard_ = std::make_unique<MemoryGuard>([this] { look_at_memory(); });
+  return weights_->move(std::min(weights_->bytes(), most));
 }
 
 // All that every pass uses, and what experts may have. What is left is not
 // spent on matrices that are read where they are asked for.
-void Store::bound_weights() {
+uint64_t Store::weights_bytes_max() const {
   const uint64_t page = arena_->page_bytes();
-  weights_bytes_max_ = 0;
+  uint64_t most = 0;
   for (const Tile& tile : schedule_->tiles()) {
     if (!matrices_[tile.matrix].every_pass) continue;
-    weights_bytes_max_ += tile_memory_bytes(tile, page);
+    most += tile_memory_bytes(tile, page);
   }
   const ExpertSchedule* experts = experts_.schedule();
-  if (experts == nullptr) return;
+  if (experts == nullptr) return most;
   uint64_t kept = expert_memory_all(*experts, page);
   if (budget_.experts > 0) {
     uint64_t one = 0;  // of each table
@@ -206,7 +225,7 @@ void Store::bound_weights() {
     }
     kept = std::min(kept, budget_.experts * one);
   }
-  weights_bytes_max_ += std::max(kept, weights_->bytes_min());
+  return most + std::max(kept, weights_->bytes_min());
 }
 
 void Store::reserve_prepared(size_t bytes) {
@@ -216,83 +235,57 @@ void Store::reserve_prepared(size_t bytes) {
   prepared_bytes_ = bytes;
 }
 
-Status Store::check(const Pass& pass) const {
-  if (closed_) return internal_error("the model has been closed");
-  if (cancelled(pass.epoch)) return mlx_flash::cancelled("interrupted");
-  return Status();
+Status Store::cancellation(uint64_t epoch) const {
+  if (epoch > exhausted_.load()) return mlx_flash::cancelled("interrupted");
+  return exhausted(fmt::format(
+      "a forward of {} tokens {}, beside the {:.0f} MB in use when it began. "
+      "FlashConfig.prefill_chunk_size (prefill_step_size in mlx-lm's "
+      "functions) "
+      "splits a prompt, kv_cache_quantized makes its cache smaller",
+      exhausted_rows_.load(),
+      kNoRoom,
+      static_cast<double>(exhausted_held_.load()) / 1e6));
 }
 
-Status Store::enter(const Pass& pass) {
+Status Store::check(const Pass& pass) const {
+  if (closed_) return internal_error("the model has been closed");
+  return cancelled(pass.epoch) ? cancellation(pass.epoch) : Status();
+}
+
+Status Store::enter(const Pass& pass, uint64_t to_write) {
   FLASH_RETURN_IF_ERROR(check(pass));
   context_.failure = Status();
   interrupted_ = false;
   if (pass.rows > 0 && pass.epoch > pass_epoch_) begin_pass(pass);
-  watch_memory();
-  return Status();
+  if (!memory_->look_now_and_then(to_write)) give_up();
+  return check(pass);
 }
 
-uint64_t Store::outside_arena() const {
-  const auto process = process_memory();
-  if (!process.ok()) return budget_.runtime;
-  const uint64_t arena = arena_->committed_bytes();
-  // Committed memory that was never touched is not resident.
-  return process->resident_bytes > arena ? process->resident_bytes - arena : 0;
-}
-
-// Gives pins the memory that caches and activations leave, as the last pass
-// showed it: they grow with the conversation, and nothing here knows the model.
 void Store::begin_pass(const Pass& pass) {
   if (pass_epoch_ > 0) tiles_->end_pass();
   pass_epoch_ = pass.epoch;
-  if (budget_.fixed) return;
-  const uint64_t outside = outside_arena();
-  const uint64_t expected = pass_begin_bytes_ + budget_.decode;
-  if (pass_rows_ > 1 && pass_peak_bytes_ > expected) {
-    const uint64_t grown = pass_peak_bytes_ - expected;
-    budget_.per_row = std::max(budget_.per_row, grown / pass_rows_);
-  }
-  pass_rows_ = pass.rows;
-  pass_begin_bytes_ = pass_peak_bytes_ = outside;
-  // The first passes touch code and caches for the first time.
   const bool settled = tiles_->stats().passes >= kPassesToSettle;
-  const uint64_t base =
-      settled ? outside + kSlackBytes
-              : std::max(outside, budget_.runtime + tables_bytes());
-  const uint64_t needed = base + budget_.decode +
-                          (pass.rows - 1) * budget_.per_row + plan_.ring_bytes;
-  uint64_t room = budget_.ram > needed ? budget_.ram - needed : 0;
-  room -= std::min(room, page_table_bytes(room, arena_->page_bytes()));
-  move_weights(room);
-}
-
-// Each move re-plans all tiles: not for less than a sixteenth upwards, and
-// downwards with something to spare for the passes to come.
-void Store::move_weights(uint64_t room) {
-  const uint64_t least = weights_->bytes_min();
-  const uint64_t now = weights_->bytes();
-  room = std::clamp(room, least, std::max(least, weights_bytes_max_));
-  if (room < now) {
-    room = std::max(least, room - room / 64);
-  } else if (room < now + now / 16 + (uint64_t{8} << 20) &&
-             room < weights_bytes_max_) {
-    return;
-  }
-  if (room == now) return;
-  const Status moved = weights_->move(room);
+  const Status moved = memory_->begin(pass.rows, settled);
   if (!moved.ok()) context_.fail(moved);
+  guard_->watch(pass.rows > 1);
 }
 
-void Store::watch_memory() {
-  constexpr uint32_t kEvery = 8;  // operations; a look costs some 10 us
-  if (++watch_ % kEvery != 0) return;
-  const auto process = process_memory();
-  if (!process.ok()) return;
-  peak_bytes_ = std::max(peak_bytes_, process->resident_bytes);
-  const uint64_t arena = arena_->committed_bytes();
-  if (process->resident_bytes > arena) {
-    pass_peak_bytes_ =
-        std::max(pass_peak_bytes_, process->resident_bytes - arena);
-  }
+// On the guard's thread. While an operation of ours runs it is not MLX's turn
+// to take memory.
+void Store::look_at_memory() {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock.owns_lock() || !memory_) return;
+  if (!memory_->look()) give_up();
+}
+
+// Nothing of the forward runs any more, as after an interrupt.
+void Store::give_up() {
+  const uint64_t epoch = epoch_.load();
+  if (epoch <= exhausted_.load()) return;
+  exhausted_rows_ = memory_->rows();
+  exhausted_held_ = memory_->begin_bytes();
+  exhausted_ = epoch;
+  interrupt();
 }
 
 Status Store::copy_tiles(MatrixId id, std::byte* out, const Pass& pass) {
@@ -314,7 +307,7 @@ Status Store::copy_tiles(MatrixId id, std::byte* out, const Pass& pass) {
 
 Status Store::fill(MatrixId id, std::byte* out, const Pass& pass) {
   std::lock_guard lock(mutex_);
-  FLASH_RETURN_IF_ERROR(enter(pass));
+  FLASH_RETURN_IF_ERROR(enter(pass, matrices_[id].bytes()));
   return copy_tiles(id, out, pass);
 }
 
@@ -323,8 +316,9 @@ Status Store::fill_rows(TableId id,
                         std::span<std::byte* const> out,
                         const Pass& pass) {
   std::lock_guard lock(mutex_);
-  FLASH_RETURN_IF_ERROR(enter(pass));
   Table& table = tables_[id];
+  const uint64_t row_bytes = table.matrix.bytes() / table.matrix.rows;
+  FLASH_RETURN_IF_ERROR(enter(pass, ids.size() * row_bytes));
   std::vector<uint32_t> rows(ids.begin(), ids.end());
   std::sort(rows.begin(), rows.end());
   rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
@@ -341,8 +335,8 @@ Status Store::fill_experts(ExpertTableId id,
                            std::span<std::byte* const> out,
                            const Pass& pass) {
   std::lock_guard lock(mutex_);
-  FLASH_RETURN_IF_ERROR(enter(pass));
   const ExpertMatrix& matrix = expert_matrix(id);
+  FLASH_RETURN_IF_ERROR(enter(pass, bytes_of(matrix, ids)));
   return experts_.round(
       id, ids, [&](const ExpertStream::Piece& piece, const auto&) {
         for (uint32_t r = 0; r < piece.rows_count; ++r) {
@@ -366,8 +360,8 @@ Status Store::take_failure() {
 Status Store::multiply(
     MatrixId id, const float* x, size_t rows, float* y, const Pass& pass) {
   std::lock_guard lock(mutex_);
-  FLASH_RETURN_IF_ERROR(enter(pass));
   const ScheduledMatrix& matrix = schedule_->matrices()[id];
+  FLASH_RETURN_IF_ERROR(enter(pass, rows * matrix.rows * sizeof(float)));
   reserve_prepared(kernels::prepared_bytes(matrix.format, matrix.cols, rows));
   nn::Linear linear;
   linear.matrix = id;
@@ -383,9 +377,10 @@ Status Store::embed(TableId id,
                     float* out,
                     const Pass& pass) {
   std::lock_guard lock(mutex_);
-  FLASH_RETURN_IF_ERROR(enter(pass));
   Table& table = tables_[id];
   const ScheduledMatrix& matrix = table.matrix;
+  const uint64_t row_bytes = matrix.cols * sizeof(float);
+  FLASH_RETURN_IF_ERROR(enter(pass, ids.size() * row_bytes));
   return table.reader->read(ids, [&](size_t i, const RowReader::View& view) {
     kernels::dequantize_row({.format = matrix.format,
                              .rows = 1,
@@ -405,8 +400,9 @@ Status Store::multiply_experts(ExpertTableId id,
                                float* y,
                                const Pass& pass) {
   std::lock_guard lock(mutex_);
-  FLASH_RETURN_IF_ERROR(enter(pass));
   const ExpertMatrix& matrix = expert_matrix(id);
+  const uint64_t row_bytes = matrix.rows * sizeof(float);
+  FLASH_RETURN_IF_ERROR(enter(pass, experts.size() * row_bytes));
   return experts_.round(
       id,
       experts,
@@ -502,7 +498,7 @@ Store::Stats Store::stats() {
     stats.experts_bytes = experts->resident_bytes();
     stats.pinned_bytes -= weights_->promised_bytes() + stats.experts_bytes;
   }
-  stats.peak_bytes = peak_bytes_;
+  if (memory_) stats.peak_bytes = memory_->peak_bytes();
   stats.compute_seconds = context_.compute_seconds;
   return stats;
 }

@@ -28,7 +28,9 @@
 #include "expert_tables.h"
 #include "io/file.h"
 #include "io/read_queue.h"
+#include "memory_guard.h"
 #include "nn/context.h"
+#include "pass_memory.h"
 #include "residency/arena.h"
 #include "residency/plan.h"
 #include "residency/row_reader.h"
@@ -111,6 +113,8 @@ class Store {
   // kCancelled. Async-signal-safe.
   void interrupt() { cancelled_.store(epoch_.load()); }
   bool cancelled(uint64_t epoch) const { return epoch <= cancelled_.load(); }
+  // kCancelled, or kExhausted where memory was the reason.
+  Status cancellation(uint64_t epoch) const;
   bool closed() const { return closed_; }
   // Gives all memory back; tasks that come later fail.
   void close();
@@ -138,13 +142,13 @@ class Store {
   Result<ScheduleAndPlan> plan_for(const Budget& budget) const;
   Status open_tables();
   Status open_streams(std::optional<ExpertSchedule> experts);
-  void bound_weights();
-  // Begins the pass if the operation is the first of one.
-  Status enter(const Pass& pass);
+  uint64_t weights_bytes_max() const;
+  // Begins the pass if the operation is the first of one. `to_write`: bytes of
+  // its results.
+  Status enter(const Pass& pass, uint64_t to_write);
   void begin_pass(const Pass& pass);
-  void move_weights(uint64_t room);
-  void watch_memory();
-  uint64_t outside_arena() const;
+  void look_at_memory();
+  void give_up();
   Status check(const Pass& pass) const;
   Status copy_tiles(MatrixId id, std::byte* out, const Pass& pass);
   void reserve_prepared(size_t bytes);
@@ -171,28 +175,26 @@ class Store {
   std::unique_ptr<ReadQueue> queue_;
   std::unique_ptr<TileStream> tiles_;
   std::optional<WeightBudget> weights_;
-  uint64_t weights_bytes_max_ = 0;  // of weights_: more has no use
+  std::optional<PassMemory> memory_;
   std::unique_ptr<ThreadPool> pool_;
   nn::Context context_;
   size_t prepared_bytes_ = 0;
   std::vector<float> gathered_;  // rows of x of one expert
   std::vector<float> products_;  // and what came out
 
-  // The pass under way, and its memory (begin_pass, watch_memory).
-  uint64_t pass_epoch_ = 0;
-  uint32_t pass_rows_ = 0;
-  uint64_t pass_begin_bytes_ = 0;  // outside the arena
-  uint64_t pass_peak_bytes_ = 0;
-  uint64_t peak_bytes_ = 0;
-  uint32_t watch_ = 0;
-
+  uint64_t pass_epoch_ = 0;  // the pass under way
   std::atomic<uint64_t> epoch_{1};
   std::atomic<uint64_t> cancelled_{0};
+  std::atomic<uint64_t> exhausted_{
+      0};  // of these, the newest for want of memory
+  std::atomic<uint32_t> exhausted_rows_{0};
+  std::atomic<uint64_t> exhausted_held_{0};
   std::atomic<bool> interrupted_{false};
   std::atomic<bool> closed_{false};
   std::atomic<int64_t> arrays_bytes_{0};
   std::atomic<int64_t> arrays_bytes_max_{0};
   std::atomic<uint64_t> arrays_made_{0};
+  std::unique_ptr<MemoryGuard> guard_;  // last: its thread uses the others
 };
 
 }  // namespace mlx_flash::python

@@ -4,6 +4,7 @@
 // Values that go in and out of a Store (store.h).
 
 #include <cstdint>
+#include <string_view>
 
 #include "io/read_queue.h"
 #include "residency/cached_experts.h"
@@ -12,6 +13,9 @@
 #include "residency/tile_stream.h"
 
 namespace mlx_flash::python {
+
+// What the message of a forward says that was given up for want of memory.
+inline constexpr std::string_view kNoRoom = "does not fit in the budget";
 
 struct StoreOptions {
   int threads = 0;      // of the kernels; 0: all there are

@@ -71,6 +71,18 @@ def test_chunks_of_a_prompt_follow_the_config(folder):
     assert seen[:4] == [0, 8, 16, 19]
 
 
+def test_what_nobody_waited_for_does_not_fail_another_model(tmp_path):
+    """mlx-lm has the next token computed before it hands out the last one."""
+    from mlx_lm.generate import generate_step
+
+    tiny_models.write("llama", tmp_path, config={"hidden_size": 512, "intermediate_size": 4096})
+    for _ in range(3):
+        with FlashManager(FlashConfig(kernels="stock", disk_limit_gb_s=0.2)) as manager:
+            model, _ = manager.load(tmp_path)
+            steps = generate_step(mx.array([1, 2, 3]), model, max_tokens=8)
+            assert len([next(steps) for _ in range(3)]) == 3
+
+
 def test_a_closed_model_says_so(folder):
     with FlashManager(FlashConfig(kernels="stock")) as manager:
         model, _ = manager.load(folder)

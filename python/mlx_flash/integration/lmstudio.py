@@ -16,7 +16,7 @@ from mlx_lm import utils
 from ..config import FlashConfig
 from ..directives import parse_flash_directives
 from ..manager import FlashManager
-from ..model import FlashModel
+from ..model import FlashModel, length
 
 __all__ = ["apply_flash_patch", "parse_flash_directives", "remove_flash_patch"]
 
@@ -94,7 +94,7 @@ def _flash_load(
 
 def _flash_stream_generate(model: Any, tokenizer: Any, prompt: Any, **kwargs: Any) -> Iterator[Any]:
     if isinstance(model, FlashModel):
-        kwargs.setdefault("prefill_step_size", model._flash.prefill_chunk())
+        kwargs.setdefault("prefill_step_size", model._flash.prefill_chunk(length(prompt)))
         if kwargs.get("prompt_cache") is None and kwargs.get("draft_model") is None:
             kwargs["prompt_cache"] = model.new_cache()
     return _stream_generate(model, tokenizer, prompt, **kwargs)
