@@ -28,6 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(__version__)
             return 0
+        if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+            known = ", ".join(COMMANDS)
+            refuse(
+                f"unknown command {arguments[0]!r}: commands are {known}; "
+                "a prompt goes after --prompt"
+            )
         given = arguments.pop(0) if arguments and arguments[0] in COMMANDS else None
         command = given or _default_command(arguments)
         return _COMMANDS[command](parser(command).parse_args(arguments))
@@ -323,8 +329,6 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    if options.prompt_tokens < 1 or options.runs < 1:
-        refuse("--prompt-tokens and --runs: at least 1")
     with _Opened(options) as opened:
         ids = [i % 64 + 1 for i in range(options.prompt_tokens)]
         if opened.tokenizer is not None:

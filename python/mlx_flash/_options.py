@@ -7,8 +7,9 @@ What cannot be had here is refused with the reason, never ignored.
 from __future__ import annotations
 
 import argparse
+import math
 import re
-from typing import Any, NoReturn
+from typing import Any, Callable, NoReturn
 
 from .config import FlashConfig
 
@@ -23,8 +24,8 @@ ELSEWHERE = {
     "models": "mlx-flash models lists the hub cache, which is the same one",
     "rm": "mlx-flash rm removes from the hub cache, which is the same one",
     "convert": "python -m mlx_lm convert writes other layouts",
-    "serve": "mlx_flash.integration.lmstudio.apply_flash_patch() puts mlx_lm's own server "
-    "on this engine",
+    "serve": "mlx_flash.integration.lmstudio.apply_flash_patch() and then mlx_lm.server.main() "
+    "in one program is mlx_lm's own server on this engine (docs/PYTHON.md)",
     "monitor": "FlashConfig.monitor prints a line each second while answering",
     "doctor": "mlx-flash doctor looks at disk, memory and kernels",
 }
@@ -73,7 +74,7 @@ def parse_numbers(text: str, flag: str) -> list[int]:
 
 def parser(command: str) -> argparse.ArgumentParser:
     """Of one command; every one takes what an engine needs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"python -m mlx_flash {command}",
         description="Runs any model of mlx-lm in a budget. Commands: " + ", ".join(COMMANDS),
         allow_abbrev=False,
@@ -98,6 +99,12 @@ def parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for all input that the user must change."""
+        refuse(f"{message} ({self.prog} --help shows all flags)")
+
+
 class _Refuse(argparse.Action):
     def __init__(self, *args: Any, reason: str, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -107,9 +114,35 @@ class _Refuse(argparse.Action):
         refuse(f"{flag} is not for python -m mlx_flash: {self._reason}")
 
 
+def _whole(least: int, most: int = 1 << 31) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]+", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {least} to {most}"
+            )
+        return int(text)
+
+    return parse
+
+
+def _real(least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number from {least:g} to {most:g}"
+            )
+        return number
+
+    return parse
+
+
 def _count(text: str) -> int:
     """A number, or "auto": 0."""
-    return 0 if text == "auto" else int(text)
+    return 0 if text == "auto" else _whole(0)(text)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -131,8 +164,8 @@ def _add_advanced(parser: argparse.ArgumentParser) -> None:
     add("--kv-quant", type=int, choices=(0, 4, 8), default=0)
     add("--kv-dir", metavar="DIR", help="old keys and values go to a file there")
     add("--kv-disk-limit", metavar="SIZE", help="largest such file")
-    add("--kv-keep", type=int, metavar="N", help="goes on where --ctx is full, keeping N tokens")
-    add("--moe-top-k", type=int, metavar="N")
+    add("--kv-keep", type=_whole(0), metavar="N", help="goes on where --ctx is full, keeping N tokens")
+    add("--moe-top-k", type=_whole(1), metavar="N")
     add("--io", choices=("auto", "uring", "threads"), default="auto")
     add("--prefill", type=_count, default=0, metavar="N", help="prompt tokens of one forward")
     add("--tile", default="auto", metavar="SIZE")
@@ -158,22 +191,22 @@ def _add_answer(parser: argparse.ArgumentParser, command: str) -> None:
     add = parser.add_argument_group("Answer").add_argument
     add("--system", metavar="TEXT")
     add("--session", metavar="FILE", help="keeps the conversation's cache in this file")
-    add("--max-tokens", "-n", type=int, default=1024 if chat else 256, metavar="N")
-    add("--temp", type=float, default=0.3 if chat else 0.0)
-    add("--top-p", type=float, default=0.9 if chat else 1.0)
-    add("--top-k", type=int, default=0)
-    add("--min-p", type=float, default=0.0)
-    add("--repeat-penalty", type=float)
-    add("--seed", type=int, default=0)
+    add("--max-tokens", "-n", type=_whole(1), default=1024 if chat else 256, metavar="N")
+    add("--temp", type=_real(0, 100), default=0.3 if chat else 0.0)
+    add("--top-p", type=_real(0, 1), default=0.9 if chat else 1.0)
+    add("--top-k", type=_whole(0), default=0)
+    add("--min-p", type=_real(0, 1), default=0.0)
+    add("--repeat-penalty", type=_real(0.01, 100))
+    add("--seed", type=_whole(0, (1 << 64) - 1), default=0)
     add("--stop", action="append", default=[], metavar="TEXT")
     add("--ignore-eos", action="store_true")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("Measurement").add_argument
-    add("--prompt-tokens", type=int, default=128, metavar="N")
-    add("--max-tokens", "-n", type=int, default=32, metavar="N")
-    add("--runs", type=int, default=1, metavar="N", help="the median is printed")
+    add("--prompt-tokens", type=_whole(1), default=128, metavar="N")
+    add("--max-tokens", "-n", type=_whole(1), default=32, metavar="N")
+    add("--runs", type=_whole(1), default=1, metavar="N", help="the median is printed")
     add("--warm-up", action="store_true")
 
 
@@ -184,7 +217,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     add("--text-file", "--prompt-file", "-f", metavar="F")
     add("--ids", "--prompt-ids", metavar="1,2,3")
     add("--chunks", metavar="37,1,1", help="lengths of the forwards; the last repeats")
-    add("--top", type=int, default=0, metavar="N", help="with --json: the N best at each place")
+    add("--top", type=_whole(0), default=0, metavar="N", help="with --json: the N best at each place")
     add("--logits", metavar="F.npy")
 
 

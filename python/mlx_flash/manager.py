@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,11 +80,12 @@ class FlashManager:
         what cannot be loaded and for a budget that is too small, naming the
         smallest that works.
         """
-        path = utils._download(str(path_or_repo), revision=revision)
+        path = _find(str(path_or_repo), revision)
         if not self.config.enabled:
             return utils.load(str(path), tokenizer_config=dict(tokenizer_config or {}))
+        _engine.return_free_memory()  # nobody holds that
         held = _engine.resident_bytes()
-        loader = _Loader(self.config, self._hooks, Path(path), held)
+        loader = _Loader(self.config, self._hooks, path, held)
         loaded = loader.load(dict(model_config or {}), trust_remote_code)
         tokenizer = _load_tokenizer(path, tokenizer_config, loaded.config)
         loaded.begin(tokenizer, held)
@@ -378,6 +381,25 @@ def _recorded_loads() -> Iterator[Recorded]:
         yield found
     finally:
         mx.load = load
+
+
+def _find(name: str, revision: str | None) -> Path:
+    """The folder, downloaded where it is the name of a repository. ValueError for
+    what is neither."""
+    path = Path(name)
+    if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{name!r}: no such folder: give a model's folder or a hub id org/name")
+    path = Path(utils._download(name, revision=revision))
+    settings = path / "config.json"
+    try:
+        json.loads(settings.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no model: it has no config.json") from None
+    except NotADirectoryError:
+        raise ValueError(f"{path}: no folder: mlx-lm loads folders of safetensors") from None
+    except ValueError as error:
+        raise ValueError(f"{settings}: {error}") from None
+    return path
 
 
 def _wants_fast(flash: FlashConfig) -> bool:

@@ -146,12 +146,34 @@ def test_the_command_answers_in_json(folder, expected):
         (["--ram", "much"], "'much' is no size"),
         (["--ram", "1KB"], "smallest that works"),
         (["--moe-top-k", "2"], "moe_top_k_override"),
+        (["--max-tokens", "-5"], "'-5' is not a whole number from 1"),
+        (["--temp", "-1"], "'-1' is not a number from 0 to 100"),
+        (["--threads", "x"], "'x' is not a whole number"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--model", "/nope"], "'/nope': no such folder"),
     ],
 )
 def test_the_command_refuses_bad_input(folder, arguments, says):
     done = command("run", "--model", str(folder), "--prompt", "t5", *arguments)
     assert done.returncode == 2
     assert says in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_the_command_refuses_a_word_that_is_none_of_its_own(folder):
+    done = command("bogus", "--model", str(folder))
+    assert done.returncode == 2 and "unknown command 'bogus'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "settings, says", [(None, "it has no config.json"), ("{", "config.json: ")]
+)
+def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path, settings, says):
+    if settings is not None:
+        (tmp_path / "config.json").write_text(settings)
+    with pytest.raises(ValueError, match=says) as error:
+        FlashManager().load(tmp_path)
+    assert str(tmp_path) in str(error.value)
 
 
 def interrupted_eval(model, ids):
