@@ -106,14 +106,21 @@ class Blocks32 : public Blocks<32, kBytes> {
     const hn::Full128<uint64_t> d2;
     const auto both =
         hn::Combine(d2, hn::Set(d1, words[1]), hn::Set(d1, words[0]));
-    const hn::Full128<hwy::float16_t> d8;
-    const auto v = hn::BitCast(d8, both);
     F8 out;
 #if FLASH_TWO_HALVES
-    const hn::Half<decltype(d8)> dh;
-    out.half[0] = hn::PromoteTo(DF8(), hn::LowerHalf(dh, v));
-    out.half[1] = hn::PromoteTo(DF8(), hn::UpperHalf(dh, v));
+    // As integers: NEON's halves of float16 vectors do not compile.
+    const hn::Full128<uint16_t> du;
+    const hn::Half<decltype(du)> duh;
+    const hn::Full64<hwy::float16_t> dh;
+    const auto v = hn::BitCast(du, both);
+    const auto widen = [&](auto half) FLASH_INLINE_LAMBDA {
+      return hn::PromoteTo(DF8(), hn::BitCast(dh, half));
+    };
+    out.half[0] = widen(hn::LowerHalf(duh, v));
+    out.half[1] = widen(hn::UpperHalf(duh, v));
 #else
+    const hn::Full128<hwy::float16_t> d8;
+    const auto v = hn::BitCast(d8, both);
     out.half[0] = hn::PromoteTo(DF8(), v);
 #endif
     return out;
