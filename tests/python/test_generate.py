@@ -204,7 +204,16 @@ def interrupted_eval(model, ids):
     return seconds, max(b - a for a, b in zip(ticks, ticks[1:]))
 
 
+@pytest.fixture
+def sigint():
+    """As in a terminal: a shell's background processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("kernels", ["stock", "fast"])
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c_ends_a_forward_at_once_and_python_goes_on_meanwhile(tmp_path, kernels):
     change = {"hidden_size": 512, "head_dim": 128, "intermediate_size": 2048}
     tiny_models.write("llama", tmp_path, config=change | {"num_hidden_layers": 24})
