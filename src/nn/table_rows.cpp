@@ -6,8 +6,8 @@
 namespace mlx_flash::nn {
 namespace {
 
-template <typename View>
 // Row `row` of the matrix, of rows in memory that begin with `first`.
+template <typename View>
 kernels::WeightRows one_row(const ScheduledMatrix& matrix,
                             const View& view,
                             uint64_t first,
