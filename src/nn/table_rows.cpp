@@ -6,6 +6,21 @@
 namespace mlx_flash::nn {
 namespace {
 
+// `rows` rows whose parts lie at `part`; `above`: as WeightRows::rows_above.
+template <typename AnyMatrix>
+kernels::WeightRows rows_at(const AnyMatrix& matrix,
+                            size_t rows,
+                            const std::byte* const (&part)[kTilePartsMax],
+                            size_t above) {
+  return {.format = matrix.format,
+          .rows = rows,
+          .cols = matrix.cols,
+          .weight = part[0],
+          .scales = part[1],
+          .biases = part[2],
+          .rows_above = above};
+}
+
 // Row `row` of the matrix, of rows in memory that begin with `first`.
 template <typename View>
 kernels::WeightRows one_row(const ScheduledMatrix& matrix,
@@ -17,13 +32,7 @@ kernels::WeightRows one_row(const ScheduledMatrix& matrix,
     const MatrixPart& from = matrix.parts[p];
     part[p] = view.part[p] + (from.begin_of(row) - from.begin_of(first));
   }
-  return {.format = matrix.format,
-          .rows = 1,
-          .cols = matrix.cols,
-          .weight = part[0],
-          .scales = part[1],
-          .biases = part[2],
-          .rows_above = matrix.parts[1].above(row)};
+  return rows_at(matrix, 1, part, matrix.parts[1].above(row));
 }
 
 // The tile of `matrix` that holds row `id`.
@@ -45,25 +54,19 @@ TileId tile_of(const Schedule& schedule,
 kernels::WeightRows tile_rows(const ScheduledMatrix& matrix,
                               const Tile& tile,
                               const TileStream::View& view) {
-  return {.format = matrix.format,
-          .rows = tile.row_end - tile.row_begin,
-          .cols = matrix.cols,
-          .weight = view.part[0],
-          .scales = view.part[1],
-          .biases = view.part[2],
-          .rows_above = matrix.parts[1].above(tile.row_begin)};
+  return rows_at(matrix,
+                 tile.row_end - tile.row_begin,
+                 view.part,
+                 matrix.parts[1].above(tile.row_begin));
 }
 
 kernels::WeightRows expert_rows(const ExpertMatrix& matrix,
                                 uint32_t expert,
                                 const ExpertStream::Rows& rows) {
-  return {.format = matrix.format,
-          .rows = rows.row_end - rows.row_begin,
-          .cols = matrix.cols,
-          .weight = rows.part[0],
-          .scales = rows.part[1],
-          .biases = rows.part[2],
-          .rows_above = matrix.parts[expert][1].above(rows.row_begin)};
+  return rows_at(matrix,
+                 rows.row_end - rows.row_begin,
+                 rows.part,
+                 matrix.parts[expert][1].above(rows.row_begin));
 }
 
 Status visit_table_rows(Context& context,
